@@ -1,0 +1,130 @@
+"""Definitions of agents: a name, code or a model's configuration, and limits."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+from perdure.agents.codec import Codec, Parameters, hints_of
+from perdure.core.errors import DefinitionError
+from perdure.core.ids import checked_name
+from perdure.core.records import Conflict
+
+Handler = Callable[..., Awaitable[Any]]
+CONFLICTS: tuple[Conflict, ...] = ("enqueue", "reject", "interrupt")
+
+
+class Agent:
+    """A definition from which runs are made.
+
+    Give either a coroutine function (better: use ``@agent``) or a ``model``: then the agent is a model loop on
+    Pydantic AI whose model requests and tool calls are durable (needs ``perdure[pydantic-ai]``).
+
+    Args:
+        name: how runs are started by; 1 to 200 characters.
+        handler: ``async def handler(run, ...)``.
+        model: a Pydantic AI model or its name, such as ``openai:gpt-5``.
+        instructions: the system prompt of a model agent.
+        tools: functions and steps that the model may call.
+        output: what a model agent returns.
+        version: pins the code; by default a digest of the handler's source.
+        concurrency: runs of this agent that execute at once in a process; ``None`` is without limit of its own.
+        conflict: a second run of a busy session waits (``enqueue``), is refused (``reject``) or cancels the
+            first (``interrupt``).
+        subscribes: topics; each publication starts a run with the published body as its input.
+
+    Raises:
+        DefinitionError: this cannot work; the message says why.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        handler: Handler | None = None,
+        model: Any = None,
+        instructions: str = "",
+        tools: Sequence[Any] = (),
+        output: Any = str,
+        version: str | None = None,
+        concurrency: int | None = None,
+        conflict: Conflict = "enqueue",
+        subscribes: Sequence[str] = (),
+    ) -> None:
+        self.name = checked_name("the name of an agent", name)
+        if (handler is None) == (model is None):
+            raise DefinitionError(f"agent `{name}` needs either a handler or a model")
+        if concurrency is not None and concurrency < 1:
+            raise DefinitionError(f"agent `{name}` has `concurrency={concurrency}`, expected 1 or more")
+        if conflict not in CONFLICTS:
+            raise DefinitionError(f"agent `{name}` has `conflict={conflict!r}`, expected one of {CONFLICTS}")
+        self.model = model
+        self.instructions = instructions
+        self.tools = tuple(tools)
+        self.output = output
+        self.concurrency = concurrency
+        self.conflict: Conflict = conflict
+        self.subscribes = tuple(checked_name("a topic", topic) for topic in subscribes)
+        self.handler: Handler | None = None
+        self._pinned = version
+        if handler is not None:
+            self.bind(handler)
+
+    def bind(self, handler: Handler, *, version: str | None = None) -> None:
+        """Give the definition its code (the runtime does it for model agents)."""
+        if not inspect.iscoroutinefunction(handler):
+            raise DefinitionError(f"agent `{self.name}` must be an `async def` function")
+        if not inspect.signature(handler).parameters:
+            raise DefinitionError(f"agent `{self.name}` must take the run as its first parameter")
+        what = f"agent `{self.name}`"
+        self.parameters = Parameters(handler, what, skip=1)
+        self.result = Codec(hints_of(handler).get("return", Any), f"the result of {what}")
+        self.version = self._pinned or version or version_of(handler)
+        self.handler = handler
+
+    def __repr__(self) -> str:
+        return f"Agent({self.name!r})"
+
+
+def agent(
+    name: str,
+    *,
+    version: str | None = None,
+    concurrency: int | None = None,
+    conflict: Literal["enqueue", "reject", "interrupt"] = "enqueue",
+    subscribes: Sequence[str] = (),
+) -> Callable[[Handler], Agent]:
+    """Make ``async def handler(run, ...)`` an agent; the arguments are those of :class:`Agent`."""
+
+    def define(handler: Handler) -> Agent:
+        made = Agent(
+            name,
+            handler=handler,
+            version=version,
+            concurrency=concurrency,
+            conflict=conflict,
+            subscribes=subscribes,
+        )
+        made.__doc__ = handler.__doc__
+        return made
+
+    return define
+
+
+def version_of(function: Callable[..., Any]) -> str:
+    """A digest of a function's source that layout, comments and docstrings do not change."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        code = function.__code__
+        return hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest()[:12]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.decorator_list = []  # limits may change under a waiting run; code may not
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]

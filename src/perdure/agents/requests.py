@@ -1,0 +1,112 @@
+"""Durable calls as values: what a run asks its engine to do and remember."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+
+from perdure.agents.step import Step
+
+Read = Callable[[bytes | msgspec.Raw], Any]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A durable call. ``kind``, ``name`` and ``digest`` must be the same on replay; ``read`` types its result."""
+
+    kind: ClassVar[str] = ""
+    name: str
+    digest: str
+    read: Read
+
+
+@dataclass(slots=True, eq=False)
+class StepCall(Request):
+    """Run a step."""
+
+    kind = "step"
+    step: Step[..., Any]
+    arguments: bytes
+
+
+@dataclass(slots=True, eq=False)
+class SleepCall(Request):
+    """Wait."""
+
+    kind = "sleep"
+    ms: int
+
+
+@dataclass(slots=True, eq=False)
+class ReceiveCall(Request):
+    """Wait for a message of topic ``name``; ``None`` when ``timeout_ms`` have passed."""
+
+    kind = "receive"
+    timeout_ms: int | None
+
+
+@dataclass(slots=True, eq=False)
+class AskCall(Request):
+    """Wait for a human's answer."""
+
+    kind = "ask"
+    question: bytes
+    timeout_ms: int | None
+
+
+@dataclass(slots=True, eq=False)
+class SendCall(Request):
+    """Put a message of topic ``name`` into the mailbox of run ``to``."""
+
+    kind = "send"
+    to: str
+    body: bytes
+
+
+@dataclass(slots=True, eq=False)
+class PublishCall(Request):
+    """Start a run of every agent that subscribes to topic ``name``."""
+
+    kind = "publish"
+    body: bytes
+    key: str | None
+
+
+@dataclass(slots=True, eq=False)
+class SpawnCall(Request):
+    """Start a child run of agent ``name``."""
+
+    kind = "spawn"
+    input: bytes
+    session: str | None
+    priority: int
+    deadline_ms: int | None
+
+
+@dataclass(slots=True, eq=False)
+class ResultCall(Request):
+    """Wait for the end of run ``name``, a child."""
+
+    kind = "result"
+
+
+@dataclass(slots=True, eq=False)
+class StateGetCall(Request):
+    """Read key ``name`` of the session's state."""
+
+    kind = "state.get"
+
+
+@dataclass(slots=True, eq=False)
+class StateSetCall(Request):
+    """Set key ``name`` of the session's state, or delete it (``value`` is ``None``)."""
+
+    kind = "state.set"
+    value: bytes | None
+
+
+WAITS = (SleepCall, ReceiveCall, AskCall, ResultCall)
+ANSWER_TOPIC = "perdure.answer/"  # followed by the call's number: where answers to questions arrive

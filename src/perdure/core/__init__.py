@@ -1,0 +1,1 @@
+"""Words: identifiers, entries, records, errors, limits. Pure values that every other room speaks."""

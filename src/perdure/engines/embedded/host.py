@@ -1,0 +1,388 @@
+"""One run in memory: its code on its loop, its open calls, and the delivery of entries in journal order.
+
+Everything that the agent sees reaches it through :meth:`Host.deliver`, one entry at a time, live as on replay. The host
+does no I/O: it asks its engine (the ``Driver``) to launch calls and to write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from contextvars import Context, copy_context
+from typing import Any, Protocol
+
+from perdure.agents.agent import Agent
+from perdure.agents.requests import WAITS, Request
+from perdure.agents.run import Message, Run, enter_run
+from perdure.core import entries as e
+from perdure.core.errors import (
+    DefinitionError,
+    InputInvalidError,
+    OutsideRunError,
+    ReplayError,
+    Suspended,
+    UsageError,
+    error_for,
+)
+from perdure.core.limits import CALLS_OPEN_MAX
+from perdure.core.records import RunRecord
+from perdure.core.values import Payload
+from perdure.engines.embedded.loop import RunLoop
+
+
+class Driver(Protocol):
+    """What a host needs of its engine."""
+
+    def launch(self, host: Host, open_call: OpenCall) -> None:
+        """Begin to work on a call; its end comes back as an entry."""
+        ...
+
+    def drop_call(self, host: Host, open_call: OpenCall) -> None:
+        """The agent gave up on a call: stop working on it."""
+        ...
+
+    def bytes_of(self, payload: Payload) -> bytes:
+        """The JSON of a payload, fetched if it is a blob."""
+        ...
+
+    def show(self, host: Host, kind: str, data: Any) -> None:
+        """Pass something on to live watchers."""
+        ...
+
+    def record_patch(self, host: Host, name: str) -> None:
+        """Append ``PatchApplied``."""
+        ...
+
+    def wall_ms(self) -> int:
+        """The time of day."""
+        ...
+
+
+class CallFuture(asyncio.Future[Any]):
+    """The future of a durable call; tells the host when the agent gives it up."""
+
+    open_call: OpenCall
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Give the call up."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.open_call.host.give_up(self.open_call)
+        return cancelled
+
+
+class OpenCall:
+    """A durable call that has not ended."""
+
+    __slots__ = ("asked", "attempt", "due_ms", "future", "host", "is_recording", "number", "request", "since_ms", "task")
+
+    def __init__(self, host: Host, number: int, request: Request, since_ms: int) -> None:
+        self.host = host
+        self.number = number
+        self.request = request
+        self.since_ms = since_ms
+        self.future = CallFuture(loop=host.loop)
+        self.future.open_call = self
+        self.task: asyncio.Task[None] | None = None
+        self.attempt = 0
+        self.asked = False
+        self.is_recording = False  # its end is on its way into the journal: too late to give it up
+        self.due_ms: int | None = None
+
+    @property
+    def wait_due_ms(self) -> int | None:
+        """Until when a waiting call waits."""
+        if self.due_ms is not None:
+            return self.due_ms
+        span = getattr(self.request, "ms", None)
+        span = getattr(self.request, "timeout_ms", None) if span is None else span
+        return None if span is None else self.since_ms + span
+
+
+class Host:
+    """One run in memory. Implements ``Calls`` for its agent."""
+
+    def __init__(self, driver: Driver, record: RunRecord, agent: Agent) -> None:
+        self.driver = driver
+        self.run_id = record.id
+        self.agent = agent
+        self.session = record.session
+        self.parent = record.parent
+        self.deadline_ms = record.deadline_ms
+        self.fence = record.fence
+        self.loop = RunLoop()
+        self.calls: dict[int, OpenCall] = {}
+        self.given_up: dict[int, OpenCall] = {}
+        self.stash: dict[str, deque[e.MessageReceived]] = {}
+        self.patches: dict[str, bool] = {}
+        self.next_call = 1
+        # Written position: touched only by works, which the store runs one after the other.
+        self.seq = 0
+        self.at_ms = 0
+        # Delivered position.
+        self.seen = 0
+        self.seen_ms = 0
+        self.buffer: dict[int, e.Entry] = {}
+        self.is_live = False
+        self.is_closed = False
+        self.is_parked = False
+        self.is_pumping = False
+        self.is_settling = False
+        self.must_settle = False
+        self.is_ending = False
+        self.cancel: e.CancelRequested | None = None
+        self.busy = 0  # tasks of the engine that work for this run
+        self.alarm: asyncio.TimerHandle | None = None
+        self.alarm_ms: int | None = None
+        self.main: asyncio.Task[Any] | None = None
+        self.random = random.Random(0)  # noqa: S311 - seeded from the journal, for replay, not for secrets
+
+    # -- the agent's side (port ``Calls``)
+    def issue(self, request: Request) -> asyncio.Future[Any]:
+        """Number a durable call and begin it (at once when live, at the frontier on replay)."""
+        if self.is_closed:
+            raise Suspended(self.run_id)
+        if asyncio._get_running_loop() is not self.loop:
+            message = f"`{request.kind}` was called outside the code of run `{self.run_id}`"
+            raise OutsideRunError(f"{message}; steps and threads cannot make durable calls of their run")
+        if len(self.calls) >= CALLS_OPEN_MAX:
+            raise UsageError(f"more than {CALLS_OPEN_MAX} durable calls are open at once; gather in smaller groups")
+        number = self.next_call
+        self.next_call += 1
+        open_call = self.calls[number] = OpenCall(self, number, request, self.seen_ms)
+        if self.is_live:
+            self.driver.launch(self, open_call)
+        return open_call.future
+
+    def now_ms(self) -> int:
+        """The time of the entry delivered last."""
+        return self.seen_ms
+
+    def chance(self, bits: int) -> int:
+        """Bits from the run's own seeded generator."""
+        return self.random.getrandbits(bits)
+
+    def patched(self, name: str) -> bool:
+        """True if the journal has the patch, or nothing that was recorded came after this point."""
+        if name not in self.patches:
+            self.patches[name] = self.is_live
+            if self.is_live:
+                self.driver.record_patch(self, name)
+        return self.patches[name]
+
+    def emit(self, kind: str, data: Any) -> None:
+        """Show something to live watchers, unless this is a replay."""
+        if self.is_live:
+            self.driver.show(self, kind, data)
+
+    def give_up(self, open_call: OpenCall) -> None:
+        """The agent cancelled a call."""
+        if self.calls.pop(open_call.number, None) is not None:
+            self.given_up[open_call.number] = open_call
+            self.driver.drop_call(self, open_call)
+
+    # -- the engine's side
+    def begin(self, journal: list[e.AnyEntry]) -> None:
+        """Start the agent and replay its journal up to the frontier.
+
+        Raises:
+            ReplayError: the agent made other calls than those recorded.
+        """
+        self.patches = {entry.name: True for entry in journal if isinstance(entry, e.PatchApplied)}
+        started = journal[0]
+        if not isinstance(started, e.RunStarted):
+            raise ReplayError("the journal does not begin with `RunStarted`")
+        self._see(started)
+        self._start(started)
+        self.loop.drain()
+        for entry in journal[1:]:
+            self._apply(entry)
+            self.loop.drain()
+        self.seq, self.at_ms = journal[-1].seq, journal[-1].at_ms
+        self.is_live = True
+
+    def go_live(self) -> None:
+        """Begin every call that has no recorded end."""
+        for open_call in list(self.calls.values()):
+            if open_call.number in self.calls:
+                self.driver.launch(self, open_call)
+
+    def _start(self, started: e.RunStarted) -> None:
+        self.random.seed(started.chance)
+        args, kwargs = self.agent.parameters.read_input(self.driver.bytes_of(started.input))
+        handler = self.agent.handler
+        if handler is None:
+            raise DefinitionError(f"agent `{self.agent.name}` has no code")
+        context: Context = copy_context()
+        run = Run(self)
+        context.run(enter_run, run)
+        self.main = context.run(self.loop.create_task, handler(run, *args, **kwargs), context=context)  # type: ignore[arg-type]
+
+    def deliver(self, entry: e.Entry) -> bool:
+        """Take an entry that is durable now; whether the agent should be pumped."""
+        self.buffer[entry.seq] = entry
+        return (self.seen + 1) in self.buffer and not self.is_pumping
+
+    def pump(self) -> None:
+        """Give the agent the entries that are there, in order, one at a time."""
+        self.is_pumping = True
+        try:
+            while not self.is_closed and (entry := self.buffer.pop(self.seen + 1, None)) is not None:
+                self._apply(entry)
+                self.loop.drain()
+        finally:
+            self.is_pumping = False
+
+    def _see(self, entry: e.Entry) -> None:
+        self.seen = entry.seq
+        self.seen_ms = entry.at_ms
+        self.loop.now_s = entry.at_ms / 1000
+
+    def _apply(self, entry: e.Entry) -> None:
+        self._see(entry)
+        match entry:
+            case e.CallEntry():
+                self._apply_call(entry)
+            case e.TimerFired(timer=timer):
+                if not self.loop.fire(timer):
+                    raise self._mismatch(entry, f"timer {timer}", "fewer timers")
+            case e.CancelRequested():
+                self.cancel = entry
+                if self.main is not None:
+                    self.main.cancel(entry.reason)
+            case e.RunParked(waits=waits):
+                self._check_waits(entry, waits)
+            case e.RunForked(chance=chance):
+                self.random.seed(chance)
+                self.cancel = None
+            case e.RunCompleted() | e.RunFailed() | e.RunCancelled():
+                raise self._mismatch(entry, "the end of the run", "an agent that goes on")
+            case _:
+                pass
+
+    def _apply_call(self, entry: e.CallEntry) -> None:
+        is_note = isinstance(entry, e.NOTES)
+        open_call = self.calls.get(entry.call) if is_note else self.calls.pop(entry.call, None)
+        given_up = open_call is None
+        if open_call is None:
+            open_call = self.given_up.get(entry.call) if is_note else self.given_up.pop(entry.call, None)
+        expected = f"{entry.kind} `{entry.name}` {entry.digest}".rstrip()
+        if open_call is None:
+            raise self._mismatch(entry, expected, "no such call")
+        request = open_call.request
+        if (request.kind, request.name, request.digest) != (entry.kind, entry.name, entry.digest):
+            raise self._mismatch(entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip())
+        if is_note:
+            _note(open_call, entry)
+        elif given_up:
+            if isinstance(entry, e.MessageReceived) and entry.message is not None:
+                self.stash.setdefault(entry.name, deque()).append(entry)
+        else:
+            if isinstance(entry, e.MessageReceived) and (kept := self.stash.get(entry.name)):
+                self.stash[entry.name] = deque(old for old in kept if old.message != entry.message)
+            self._resolve(open_call, entry)
+
+    def _resolve(self, open_call: OpenCall, entry: e.CallEntry) -> None:
+        future = open_call.future
+        try:
+            value = self._value(open_call, entry)
+        except (ValueError, InputInvalidError) as error:
+            message = f"what is recorded for call {entry.call} does not fit its type any more: {error}"
+            raise ReplayError(message, expected=str(error), found=entry.name, seq=entry.seq) from error
+        if isinstance(value, Exception):
+            future.set_exception(value)
+        else:
+            future.set_result(value)
+
+    def _value(self, open_call: OpenCall, entry: e.CallEntry) -> Any:
+        """What the agent gets for an entry: a value, or an exception to raise."""
+        read, fetch = open_call.request.read, self.driver.bytes_of
+        match entry:
+            case e.StepCompleted(result=result):
+                return read(result.inline if not result.blob else fetch(result))
+            case e.StepFailed(error=error):
+                return _raised(error, step=entry.name, attempts=entry.attempt)
+            case e.MessageReceived(message=message):
+                if message is None:
+                    return None
+                return Message(entry.name, read(fetch(entry.body)), entry.sender, entry.sent_ms)
+            case e.QuestionAnswered(message=message):
+                return None if message is None else read(fetch(entry.body))
+            case e.ChildEnded(error=error):
+                if error is not None:
+                    return _raised(error, child=entry.child)
+                return None if entry.result is None else read(fetch(entry.result))
+            case e.ChildStarted(child=child, error=error):
+                return child if error is None else _raised(error)
+            case e.MessageSent(delivered=delivered):
+                return delivered
+            case e.Published(runs=runs):
+                return list(runs)
+            case e.StateRead(value=value):
+                return None if value is None else fetch(value)
+            case _:
+                return None
+
+    def _check_waits(self, entry: e.RunParked, waits: tuple[e.Wait, ...]) -> None:
+        for wait in waits:
+            if wait.kind == "timer":
+                continue
+            open_call = self.calls.get(wait.call)
+            found = "no such call" if open_call is None else f"{open_call.request.kind} `{open_call.request.name}`"
+            expected = f"{wait.kind} `{wait.name}`"
+            if found != expected or (open_call and open_call.request.digest != wait.digest):
+                raise self._mismatch(entry, expected, found)
+
+    def _mismatch(self, entry: e.Entry, expected: str, found: str) -> ReplayError:
+        call = getattr(entry, "call", None)
+        where = f"entry {entry.seq}" + (f" (call {call})" if call is not None else "")
+        message = (
+            f"{where} of run `{self.run_id}` records {expected}, but the agent made {found}; "
+            "its code changed: guard the change with `run.patched(...)`, or deploy the old code"
+        )
+        return ReplayError(message, expected=expected, found=found, seq=entry.seq)
+
+    # -- what is open
+    def waits(self) -> list[OpenCall]:
+        """Open calls that only wait, in call order."""
+        return [call for call in self.calls.values() if _is_wait(call)]
+
+    def next_due_ms(self) -> int | None:
+        """When the next wait or timer ends by itself."""
+        dues = [due for call in self.waits() if (due := call.wait_due_ms) is not None]
+        dues += [round(timer.when() * 1000) for timer in self.loop.timers.values()]
+        if self.deadline_ms is not None and self.cancel is None:
+            dues.append(self.deadline_ms)
+        return min(dues, default=None)
+
+    def close(self) -> None:
+        """Leave memory: the agent's code stops where it is and can do nothing durable any more."""
+        self.is_closed = True
+        if self.alarm is not None:
+            self.alarm.cancel()
+            self.alarm = None
+        for open_call in (*self.calls.values(), *self.given_up.values()):
+            if open_call.task is not None:
+                open_call.task.cancel()
+        self.loop.abandon()
+        self.calls.clear()
+        self.given_up.clear()
+        self.main = None
+
+
+def _is_wait(call: OpenCall) -> bool:
+    """Whether only time or the store can end a call (a step between two attempts waits too)."""
+    return isinstance(call.request, WAITS) or (call.due_ms is not None and call.task is None)
+
+
+def _note(open_call: OpenCall, entry: e.Entry) -> None:
+    if isinstance(entry, e.StepRetried):
+        open_call.attempt = entry.attempt
+        open_call.due_ms = entry.due_ms
+    elif isinstance(entry, e.QuestionAsked):
+        open_call.asked = True
+
+
+def _raised(failure: e.Failure, **facts: Any) -> Exception:
+    return error_for(failure.code)(failure.message, type=failure.type, **facts)

@@ -1,0 +1,358 @@
+"""The worker: drives the runs that this process holds leases of. Implements ``Driver`` for their hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from perdure.agents.requests import AskCall, StepCall, WAITS
+from perdure.core import entries as e
+from perdure.core.errors import (
+    BlockedError,
+    CorruptError,
+    FenceError,
+    InputInvalidError,
+    PerdureError,
+    QuarantinedError,
+    UnavailableError,
+)
+from perdure.core.records import RunRecord, Status
+from perdure.core.values import Payload
+from perdure.engines.embedded.ending import finish, stop_at_once
+from perdure.engines.embedded.host import Host, OpenCall
+from perdure.engines.embedded.perform import perform
+from perdure.engines.embedded.steps import run_step
+from perdure.engines.embedded.waits import Settled, position, record, settle
+from perdure.engines.embedded.works import NewRun
+from perdure.kernel.run import Block, Drive, Leave, RequestCancel, Rules, decide, fold
+from perdure.ports import Transaction
+
+if TYPE_CHECKING:
+    from perdure.engines.embedded.engine import EmbeddedEngine
+
+log = logging.getLogger("perdure.worker")
+SUSPECT_RECOVERIES = 2
+RECLAIM_MS = (50, 2_000)  # first and longest wait before a run that was dropped is queued again
+
+
+class Worker:
+    """Begins, feeds and ends the runs in memory."""
+
+    def __init__(self, engine: EmbeddedEngine) -> None:
+        self.engine = engine
+        self.driving: tuple[str, str, float] | None = None  # run, agent, since: for the watchdog
+        self._pumps: list[Host] = []
+
+    # -- beginning
+    def begin(self, run: RunRecord, *, fresh: NewRun | None = None) -> None:
+        """Go on with a run whose lease was taken: in memory if it rests there, else from its journal."""
+        engine = self.engine
+        known = engine.hosts.get(run.id)
+        if known is not None:
+            if known.is_parked and known.seq == run.seq and not run.recoveries:
+                engine.rouse(known)
+                known.fence = run.fence
+                self.settle(known, forced=True)
+                return
+            engine.forget(known)
+        try:
+            journal = _first(run, fresh) if fresh is not None else engine.store.read(lambda tx: tx.journal(run.id))
+        except CorruptError as error:
+            self._block_row(run, error)
+            return
+        except UnavailableError as error:
+            self._reclaim(run.id, run.fence, str(error))
+            return
+        if run.recoveries >= SUSPECT_RECOVERIES:
+            engine.suspect = run.id
+        self._drive(run, journal)
+
+    def _drive(self, run: RunRecord, journal: list[e.AnyEntry]) -> None:
+        engine = self.engine
+        agent = engine.agents[run.agent]
+        host = Host(self, run, agent)
+        engine.adopt(host)
+        host.seq, host.at_ms = journal[-1].seq, journal[-1].at_ms
+        try:
+            state = fold(journal)
+            if run.cancel_reason is not None and (state.seq == 1 or state.status is Status.BLOCKED):
+                self._work(host, stop_at_once(self, host, run.cancel_reason, run.cancel_code or "run-cancelled"))
+                return
+            rules = Rules(agent.version, engine.settings.recoveries_max, engine.settings.migrate)
+            match decide(state, engine.clock.now_ms(), rules):
+                case Leave():
+                    engine.forget(host)
+                    return
+                case Block(error=error, expected=expected, found=found):
+                    kind = QuarantinedError if error.code == "run-quarantined" else BlockedError
+                    self._work(host, self._block(host, kind(error.message, expected=expected, found=found), error.code))
+                    return
+                case RequestCancel() | Drive():  # the deadline is noticed when the waits are looked at
+                    pass
+            self._at(host, lambda: host.begin(journal))
+        except BlockedError as error:
+            self._work(host, self._block(host, error, error.code))
+            return
+        except InputInvalidError as error:
+            failure = e.Failure(code=error.code, message=error.message)
+            self._work(host, finish(self, host, failure=failure))
+            return
+        if host.main is not None and not host.main.done():
+            host.go_live()
+        self._after(host, forced=True)
+
+    def _at(self, host: Host, action: Any) -> None:
+        """Run agent code, with its name where the watchdog can see it."""
+        self.driving = (host.run_id, host.agent.name, self.engine.loop.time())
+        try:
+            action()
+        finally:
+            self.driving = None
+
+    # -- port ``Driver``
+    def launch(self, host: Host, open_call: OpenCall) -> None:
+        """Begin to work on a call."""
+        request = open_call.request
+        if isinstance(request, StepCall):
+            if open_call.due_ms is None:
+                open_call.task = self._work(host, run_step(self, host, open_call))
+        elif not isinstance(request, WAITS) or (isinstance(request, AskCall) and not open_call.asked):
+            open_call.task = self._work(host, perform(self, host, open_call))
+        else:
+            host.must_settle = True
+
+    def drop_call(self, host: Host, open_call: OpenCall) -> None:
+        """The agent gave up on a call."""
+        if open_call.task is not None and isinstance(open_call.request, StepCall) and not open_call.is_recording:
+            open_call.task.cancel()
+        if isinstance(open_call.request, AskCall) and host.is_live:
+            number = open_call.number
+            self._work(host, self._close_question(host, number))
+
+    async def _close_question(self, host: Host, number: int) -> None:
+        await self.engine.store.transact(lambda tx: tx.close_question(host.run_id, number))
+
+    def bytes_of(self, payload: Payload) -> bytes:
+        """The JSON of a payload."""
+        if not payload.blob:
+            return bytes(payload.inline)
+        name = payload.blob
+        return self.engine.store.read(lambda tx: tx.blob(name))
+
+    def show(self, host: Host, kind: str, data: Any) -> None:
+        """Pass something on to live watchers."""
+        self.engine.watchers.show(host.run_id, kind, data)
+
+    def record_patch(self, host: Host, name: str) -> None:
+        """Append ``PatchApplied``: queued before anything that comes after it, so durable before that."""
+        self._work(host, self._write_patch(host, name))
+
+    async def _write_patch(self, host: Host, name: str) -> None:
+        def work(tx: Transaction) -> e.Entry:
+            return record(tx, host, e.PatchApplied(**position(host, now_ms), name=name))
+
+        now_ms = self.wall_ms()
+        self.deliver(host, await self.engine.store.transact(work))
+
+    def wall_ms(self) -> int:
+        """The time of day."""
+        return self.engine.clock.now_ms()
+
+    # -- working
+    def _work(self, host: Host, work: Any) -> asyncio.Task[None]:
+        """A task for a run: while it lasts the run is not parked."""
+        host.busy += 1
+        return self.engine.spawn(self._guard(host, work), name=f"perdure-{host.run_id}")
+
+    async def _guard(self, host: Host, work: Any) -> None:
+        """Let a piece of work end; what it cannot handle drops the run, which then goes on from its journal."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            if self.engine.is_draining or host.is_closed:
+                raise
+        except FenceError as error:
+            log.warning("%s", error)
+            self.engine.forget(host)
+        except BlockedError as error:
+            self._work(host, self._block(host, error, error.code))
+        except PerdureError as error:
+            self._lose(host, error)
+        finally:
+            host.busy -= 1
+            if not host.is_closed and host.busy == 0 and not host.is_pumping:
+                self._after(host)
+
+    def deliver(self, host: Host, entry: e.Entry) -> None:
+        """Hand a durable entry to a run; its code goes on in a callback of its own."""
+        if host.is_closed:
+            return
+        if self.engine.suspect == host.run_id and not isinstance(entry, e.RunRecovered):
+            self.engine.suspect = None  # it got further than at the crash
+            self.engine.dispatcher.poke()
+        if host.deliver(entry):
+            self._pumps.append(host)
+            if len(self._pumps) == 1:
+                self.engine.loop.call_soon(self._pump)
+        self.engine.watchers.tell(host.run_id)
+
+    def _pump(self) -> None:
+        hosts, self._pumps = self._pumps, []
+        for host in hosts:
+            if host.is_closed:
+                continue
+            try:
+                self._at(host, host.pump)
+            except BlockedError as error:
+                self._work(host, self._block(host, error, error.code))
+                continue
+            self._after(host)
+
+    def _after(self, host: Host, *, forced: bool = False) -> None:
+        """The agent's code has nothing ready: it has ended, waits, or must be told that it waits for nothing."""
+        if host.is_closed or host.is_ending or host.is_parked or host.main is None:
+            return
+        if host.buffer:
+            return  # more is about to be delivered
+        if host.main.done():
+            host.is_ending = True
+            self._work(host, finish(self, host))
+        elif host.busy == 0 and not host.calls and not host.loop.timers:
+            message = (
+                "the agent waits for something that is not durable, so nothing can ever wake it; "
+                "do I/O in steps, wait with `run.sleep` and `run.receive`"
+            )
+            self._work(host, self._block(host, BlockedError(message), "await-not-durable"))
+        elif host.busy == 0 or forced or host.must_settle:
+            self.settle(host, forced=forced)
+        elif host.loop.timers or host.deadline_ms is not None:
+            self._set_alarm(host, self.wall_ms())
+
+    # -- waits
+    def settle(self, host: Host, *, forced: bool = False) -> None:
+        """Look at the waits of a run, unless that is under way: then once more afterwards."""
+        if host.is_closed or host.is_ending or host.is_parked or not host.is_live:
+            return
+        if host.is_settling:
+            host.must_settle = host.must_settle or forced
+            return
+        host.is_settling = True
+        host.must_settle = False
+        may_park = host.busy == 0
+        self._work(host, self._settle(host, may_park=may_park))
+
+    async def _settle(self, host: Host, *, may_park: bool) -> None:
+        waits = host.waits()
+        timers = sorted((round(timer.when() * 1000), number) for number, timer in host.loop.timers.items())
+        now_ms = self.wall_ms()
+        try:
+            found = await self.engine.store.transact(
+                lambda tx: settle(tx, host, waits, timers, may_park=may_park, now_ms=now_ms)
+            )
+        finally:
+            host.is_settling = False
+        if host.is_closed:
+            return
+        self._settled(host, found, now_ms)
+
+    def _settled(self, host: Host, found: Settled, now_ms: int) -> None:
+        if found.touched:
+            self.engine.look_after([name for name in found.touched if name != host.run_id])
+        if found.retry is not None:
+            found.retry.due_ms = None
+            self.launch(host, found.retry)
+        if found.entry is not None:
+            self.deliver(host, found.entry)
+        if found.parked:
+            self.engine.rest(host)
+        elif found.entry is None and host.must_settle:
+            self.settle(host, forced=True)
+        elif found.entry is None:
+            self._set_alarm(host, now_ms)
+
+    def _set_alarm(self, host: Host, now_ms: int) -> None:
+        """Look again when the next wait is due; until then something else of the run is being worked on."""
+        due_ms = host.next_due_ms()
+        if host.alarm is not None:
+            if host.alarm_ms == due_ms:
+                return
+            host.alarm.cancel()
+            host.alarm = None
+        host.alarm_ms = due_ms
+        if due_ms is not None:
+            delay_s = max(0.001, (due_ms - now_ms) / 1000)
+            host.alarm = self.engine.loop.call_later(delay_s, self._alarm, host)
+
+    def _alarm(self, host: Host) -> None:
+        host.alarm = None
+        self.settle(host, forced=True)
+
+    # -- trouble
+    async def _block(self, host: Host, error: PerdureError, code: str) -> None:
+        """Record that an operator must decide, and leave the run alone."""
+        host.is_ending = True
+        now_ms = self.wall_ms()
+        facts = error.facts
+        failure = e.Failure(code=code, message=error.message)
+        expected, found = str(facts.get("expected", "")), str(facts.get("found", ""))
+
+        def work(tx: Transaction) -> None:
+            entry = e.RunBlocked(**position(host, now_ms), error=failure, expected=expected, found=found)
+            record(tx, host, entry)
+            tx.move(host.run_id, host.fence, Status.BLOCKED, now_ms=now_ms, code=code)
+
+        await self.engine.store.transact(work)
+        log.error("run %s is blocked (%s): %s", host.run_id, code, error.message)
+        self.engine.forget(host)
+        self.engine.watchers.end(host.run_id)
+
+    def _block_row(self, run: RunRecord, error: CorruptError) -> None:
+        """Block a run whose journal cannot be read, so not written to either."""
+
+        async def block() -> None:
+            now_ms = self.wall_ms()
+            await self.engine.store.transact(
+                lambda tx: tx.move(run.id, run.fence, Status.BLOCKED, now_ms=now_ms, code=error.code)
+            )
+            self.engine.watchers.end(run.id)
+
+        log.error("run %s is blocked: %s", run.id, error)
+        self.engine.spawn(block(), name=f"perdure-block-{run.id}")
+
+    def _lose(self, host: Host, error: PerdureError) -> None:
+        """A write is in doubt: drop the run; its journal tells what is true."""
+        fence, name = host.fence, host.run_id
+        self.engine.forget(host)
+        self._reclaim(name, fence, str(error))
+
+    def _reclaim(self, name: str, fence: int, why: str) -> None:
+        log.warning("run %s goes on from its journal: %s", name, why)
+        self.engine.spawn(self._requeue(name, fence), name=f"perdure-requeue-{name}")
+
+    async def _requeue(self, name: str, fence: int) -> None:
+        """Give a dropped run back, as soon as the store answers."""
+        wait_ms = RECLAIM_MS[0]
+        while not self.engine.is_draining:
+            await asyncio.sleep(wait_ms / 1000)
+            now_ms = self.wall_ms()
+            try:
+                await self.engine.store.transact(lambda tx: tx.move(name, fence, Status.QUEUED, now_ms=now_ms))
+            except FenceError:
+                return  # it has ended, or another worker has it
+            except UnavailableError:
+                wait_ms = min(RECLAIM_MS[1], wait_ms * 2)
+                continue
+            self.engine.dispatcher.poke()
+            return
+
+
+def _first(run: RunRecord, new: NewRun) -> list[e.AnyEntry]:
+    """The journal of a run that was accepted a moment ago, without reading it back."""
+    started = e.RunStarted(
+        seq=1, at_ms=run.created_ms, agent=new.agent, version=new.version, input=new.input, chance=new.chance,
+        session=new.session, parent=new.parent, deadline_ms=new.deadline_ms,
+    )  # fmt: skip
+    return [started]
+
+

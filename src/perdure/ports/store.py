@@ -1,0 +1,197 @@
+"""The store: everything durable goes through ``transact``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from perdure.core.entries import AnyEntry, Entry
+from perdure.core.records import Mail, Question, RunFilter, RunRecord, Schedule, Status
+from perdure.core.values import Payload
+
+T = TypeVar("T")
+
+
+class Transaction(Protocol):
+    """What a work may do inside one transaction. Plain calls: a work must not await or touch the world.
+
+    Writes of a run under a lease take its ``fence`` and raise ``FenceError`` when another worker holds a newer one.
+    """
+
+    # -- runs
+    def insert_run(self, run: RunRecord, entries: Sequence[Entry], blobs: Mapping[str, bytes]) -> RunRecord:
+        """Add a run with its first entries; the row that is there already if its id or idempotency key is taken."""
+        ...
+
+    def run(self, run_id: str) -> RunRecord | None:
+        """The row of a run."""
+        ...
+
+    def runs(self, want: RunFilter) -> list[RunRecord]:
+        """Rows, newest first."""
+        ...
+
+    def session_runs(self, agent: str, session: str) -> list[RunRecord]:
+        """The unfinished runs of a session, oldest first."""
+        ...
+
+    def append(self, run_id: str, fence: int, entries: Sequence[Entry], blobs: Mapping[str, bytes]) -> None:
+        """Append to a journal; each ``seq`` must follow the last one."""
+        ...
+
+    def move(
+        self,
+        run_id: str,
+        fence: int,
+        status: Status,
+        *,
+        now_ms: int,
+        wake_ms: int | None = None,
+        code: str | None = None,
+    ) -> None:
+        """Set the status of a run under its lease; leaving ``running`` gives the lease back."""
+        ...
+
+    def set_status(self, run_id: str, before: Status, after: Status, *, now_ms: int) -> bool:
+        """Set the status of a run without a lease, if it is ``before``; whether it was."""
+        ...
+
+    def request_cancel(self, run_id: str, reason: str, code: str) -> None:
+        """Note that the run must be cancelled; the first request counts."""
+        ...
+
+    def journal(self, run_id: str, after: int = 0, limit: int | None = None) -> list[AnyEntry]:
+        """Entries with ``seq`` over ``after``, in order."""
+        ...
+
+    def blob(self, name: str) -> bytes:
+        """The bytes of a blob."""
+        ...
+
+    def children(self, run_id: str) -> list[RunRecord]:
+        """The runs that this run started, oldest first."""
+        ...
+
+    # -- leases
+    def renew(self, worker: str, until_ms: int) -> None:
+        """Extend a worker's lease, or begin it."""
+        ...
+
+    def retire(self, worker: str) -> None:
+        """End a worker's lease at once."""
+        ...
+
+    def release_expired(self, now_ms: int, *, others_than: str | None = None) -> int:
+        """Queue the running runs of workers without a lease (of all but one, if given); how many there were."""
+        ...
+
+    def wake_due(self, now_ms: int, limit: int) -> int:
+        """Queue waiting runs whose time has come; how many."""
+        ...
+
+    def claim(
+        self,
+        worker: str,
+        now_ms: int,
+        *,
+        room: Mapping[str, int],
+        limit: int,
+        suspects: bool,
+        skip: Collection[str] = (),
+    ) -> list[RunRecord]:
+        """Take the leases of queued runs, by priority then age, with a new fence each.
+
+        Args:
+            worker: who takes them.
+            now_ms: the time.
+            room: how many runs of each agent the worker has room for; other agents are left alone.
+            limit: how many at most.
+            suspects: whether one run that was in flight at two crashes or more may be among them.
+            skip: runs to leave alone.
+        """
+        ...
+
+    def seize(self, run_id: str, worker: str, statuses: Collection[Status]) -> RunRecord | None:
+        """Take the lease of one run if it is in one of ``statuses``, with a new fence; the row before that."""
+        ...
+
+    def next_wake_ms(self) -> int | None:
+        """When the next waiting run or schedule is due."""
+        ...
+
+    # -- mail
+    def deliver(
+        self, run_id: str, topic: str, body: Payload, blobs: Mapping[str, bytes], *, sender: str, now_ms: int, key: str | None
+    ) -> int:
+        """Put a message into a mailbox, once per ``key``; its id (0 for one that was there already)."""
+        ...
+
+    def take(self, run_id: str, topic: str) -> Mail | None:
+        """Remove and return the oldest message of a topic."""
+        ...
+
+    def has_mail(self, run_id: str, topic: str) -> bool:
+        """Whether a message of that topic waits."""
+        ...
+
+    # -- questions, state, schedules
+    def open_question(self, question: Question) -> None:
+        """List a question."""
+        ...
+
+    def close_question(self, run_id: str, call: int) -> None:
+        """Take a question off the list."""
+        ...
+
+    def questions(self, run_id: str | None) -> list[Question]:
+        """Open questions, oldest first."""
+        ...
+
+    def state(self, agent: str, session: str, key: str) -> Payload | None:
+        """A value of a session's state."""
+        ...
+
+    def set_state(
+        self, agent: str, session: str, key: str, value: Payload | None, blobs: Mapping[str, bytes]
+    ) -> None:
+        """Set or (with ``None``) delete a value of a session's state."""
+        ...
+
+    def schedules(self, due_ms: int | None = None) -> list[Schedule]:
+        """Schedules by name; only the due ones if a time is given."""
+        ...
+
+    def put_schedule(self, schedule: Schedule) -> None:
+        """Add or replace a schedule."""
+        ...
+
+    def drop_schedule(self, name: str) -> bool:
+        """Remove a schedule; whether it was there."""
+        ...
+
+
+class Store(Protocol):
+    """Where everything durable is."""
+
+    def transact(self, work: Callable[[Transaction], T]) -> Awaitable[T]:
+        """Run ``work`` in one write transaction; awaiting gives what it returned, durable by then.
+
+        Works are applied in the order of the calls, also if they are awaited later. What ``work`` raises undoes its writes and is raised here.
+
+        Raises:
+            UnavailableError: the outcome is unknown (or, with a more specific class, nothing was written).
+            CorruptError: the store is damaged.
+        """
+        ...
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work``, which only reads, on what is durable now."""
+        ...
+
+    def changed_elsewhere(self) -> bool:
+        """Whether another process has written since the last call."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was accepted, then close."""
+        ...

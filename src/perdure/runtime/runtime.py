@@ -1,0 +1,402 @@
+"""The runtime: one data directory, its engine, and everything that may be done from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from perdure.agents.agent import Agent
+from perdure.agents.codec import to_json
+from perdure.core import entries as e
+from perdure.core.errors import AgentUnknownError, DefinitionError, ForkInvalidError
+from perdure.core.ids import checked_name, run_id
+from perdure.core.limits import Settings
+from perdure.core.records import Conflict, RunFilter, RunRecord, Schedule, Status
+from perdure.core.values import Payload, pack
+from perdure.engines.embedded import EmbeddedEngine, works
+from perdure.engines.embedded.dispatch import next_time_ms
+from perdure.engines.embedded.engine import SEED_BITS
+from perdure.engines.embedded.watch import Live
+from perdure.ports import Clock, Entropy, Store, Telemetry
+from perdure.runtime.datadir import DataDirLock, database_of, prepare
+from perdure.runtime.handle import Answerable, RunHandle
+from perdure.runtime.registry import register
+from perdure.runtime.system import SystemClock, SystemEntropy
+from perdure.runtime.watchdog import Watchdog
+from perdure.stores.sqlite import SqliteStore
+
+POLL_S = 0.2  # how often a runtime without an engine looks for changes made by the process that has one
+SETTING_PREFIX = "PERDURE_SETTING_"
+
+
+class Runtime:
+    """What is open: start runs, find them, talk to them. Made by :meth:`open`."""
+
+    def __init__(
+        self,
+        store: Store,
+        agents: Mapping[str, Agent],
+        engine: EmbeddedEngine | None,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        settings: Settings,
+    ) -> None:
+        self.store = store
+        self.agents = agents
+        self.engine = engine
+        self.settings = settings
+        self.is_closed = False
+        self._clock = clock
+        self._entropy = entropy
+
+    # -- opening
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        agents: Sequence[Any] = (),
+        settings: Settings | None = None,
+        telemetry: Telemetry | None = None,
+        beside: bool = False,
+    ) -> AsyncIterator[Runtime]:
+        """Open a data directory (made if missing) and drive the runs of ``agents``; unfinished ones go on at once.
+
+        On leaving, running steps get ``settings.drain_ms`` to end, and every run is given back.
+
+        Args:
+            path: the data directory.
+            agents: ``Agent`` definitions, or Pydantic AI agents (taken as they are).
+            settings: limits; by default from the environment (``PERDURE_SETTING_CONCURRENCY=8``).
+            telemetry: listens to spans and counts.
+            beside: do not drive runs: look, send and cancel beside the process that does.
+
+        Raises:
+            DataDirLockedError: another process drives this directory.
+            DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
+            DefinitionError: two agents have one name, or a setting cannot work.
+        """
+        folder = Path(path)
+        chosen = settings or settings_from(os.environ)
+        known = register(agents)
+        prepare(folder)
+        lock = None if beside else DataDirLock(folder).acquire()
+        try:
+            store = SqliteStore(database_of(folder), durability=chosen.durability)
+            try:
+                async with cls.over(store, known, chosen, telemetry=telemetry, drive=not beside) as runtime:
+                    yield runtime
+            finally:
+                await store.close()
+        finally:
+            if lock is not None:
+                lock.release()
+
+    @classmethod
+    @asynccontextmanager
+    async def over(
+        cls,
+        store: Store,
+        agents: Mapping[str, Agent],
+        settings: Settings,
+        *,
+        telemetry: Telemetry | None,
+        drive: bool,
+    ) -> AsyncIterator[Runtime]:
+        """A runtime on a store that is open already."""
+        clock, entropy = SystemClock(), SystemEntropy()
+        if not drive:
+            runtime = cls(store, agents, None, clock=clock, entropy=entropy, settings=settings)
+            yield runtime
+            runtime.is_closed = True
+            return
+        engine = EmbeddedEngine(
+            store, agents, clock=clock, entropy=entropy, settings=settings, telemetry=telemetry, alone=True
+        )
+        watchdog = Watchdog(engine.loop, engine.worker, settings.block_ms)
+        runtime = cls(store, agents, engine, clock=clock, entropy=entropy, settings=settings)
+        await engine.begin()
+        watchdog.begin()
+        try:
+            yield runtime
+        finally:
+            runtime.is_closed = True
+            await engine.drain()
+            watchdog.end()
+
+    # -- starting
+    async def start(
+        self,
+        agent: str,
+        input: Any = None,  # noqa: A002 - the field's word
+        *,
+        session: str | None = None,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        conflict: Conflict | None = None,
+    ) -> RunHandle:
+        """Accept a run; durable on return.
+
+        Args:
+            agent: the agent's name.
+            input: its one argument, or an object or array with its arguments.
+            session: runs of one session of an agent go one at a time.
+            idempotency_key: a second start of this agent with the same key returns the same run, for ever.
+            priority: higher goes first among runs that are queued.
+            deadline: seconds from now after which the run is cancelled and fails.
+            conflict: what happens if the session is busy; by default what the agent says.
+
+        Raises:
+            AgentUnknownError, InputInvalidError, PayloadTooLargeError: nothing was started.
+            SessionBusyError: the session is busy and ``conflict`` is ``reject``.
+            DrainingError: the runtime is stopping.
+            UnavailableError: the store did not answer: start again with the same idempotency key.
+        """
+        definition = self.agent(agent)
+        data = to_json(input)
+        definition.parameters.read_input(data)
+        payload, blobs = pack(data, self.settings.payload_bytes_max)
+        now_ms = self._clock.now_ms()
+        new = works.NewRun(
+            id=run_id(now_ms, self._entropy.bits(60)),
+            agent=definition.name,
+            version=definition.version,
+            input=payload,
+            chance=self._entropy.bits(SEED_BITS),
+            blobs=blobs,
+            session=None if session is None else checked_name("a session", session),
+            idempotency_key=None if idempotency_key is None else checked_name("an idempotency key", idempotency_key),
+            priority=priority,
+            deadline_ms=None if deadline is None else now_ms + round(deadline * 1000),
+            conflict=conflict or definition.conflict,
+        )
+        if self.engine is not None:
+            record = await self.engine.start(new)
+        else:
+            record, _ = await self.store.transact(lambda tx: works.start(tx, new, now_ms))
+        return RunHandle(self, record.id)
+
+    def agent(self, name: str) -> Agent:
+        """The definition of an agent.
+
+        Raises:
+            AgentUnknownError: none is registered under that name.
+        """
+        found = self.agents.get(name)
+        if found is None:
+            known = ", ".join(f"`{item}`" for item in sorted(self.agents)) or "none"
+            raise AgentUnknownError(f"no agent is called `{name}`; registered: {known}", agent=name)
+        return found
+
+    # -- finding
+    def run(self, run: str) -> RunHandle:
+        """The handle of a run.
+
+        Raises:
+            RunUnknownError: there is none.
+        """
+        self.store.read(lambda tx: works.find(tx, run))
+        return RunHandle(self, run)
+
+    def runs(
+        self,
+        *,
+        agent: str | None = None,
+        status: Status | Literal["unfinished"] | Sequence[Status] | None = None,
+        session: str | None = None,
+        parent: str | None = None,
+        before: str | None = None,
+        limit: int = 100,
+    ) -> list[RunRecord]:
+        """Rows of runs, newest first; ``before`` is the id of the last one of the page before."""
+        chosen: tuple[Status, ...] | None
+        if status == "unfinished":
+            chosen = tuple(item for item in Status if not item.is_ended)
+        elif status is None:
+            chosen = None
+        else:
+            chosen = (Status(status),) if isinstance(status, str) else tuple(Status(item) for item in status)
+        want = RunFilter(agent=agent, status=chosen, session=session, parent=parent, before=before, limit=limit)
+        return self.store.read(lambda tx: tx.runs(want))
+
+    def questions(self, run: str | None = None) -> list[Answerable]:
+        """Open questions to a human, oldest first."""
+        rows = self.store.read(lambda tx: tx.questions(run))
+        return [Answerable.of(row, self.bytes_of(row.question)) for row in rows]
+
+    # -- acting
+    async def send(self, run: str, topic: str, body: Any = None, *, key: str | None = None, sender: str = "") -> int:
+        """Put a message into a run's mailbox (see ``RunHandle.send``)."""
+        checked_name("a topic", topic)
+        payload, blobs = pack(to_json(body), self.settings.payload_bytes_max)
+        now_ms = self._clock.now_ms()
+        message = await self.store.transact(
+            lambda tx: works.send(tx, run, topic, payload, blobs, sender=sender, now_ms=now_ms, key=key)
+        )
+        self._look_after([run])
+        return message
+
+    async def answer(self, run: str, call: int, data: bytes, *, sender: str = "") -> None:
+        """Answer a question (see ``RunHandle.answer``)."""
+        payload, blobs = pack(data, self.settings.payload_bytes_max)
+        now_ms = self._clock.now_ms()
+        await self.store.transact(
+            lambda tx: works.answer(tx, run, call, payload, blobs, sender=sender, now_ms=now_ms)
+        )
+        self._look_after([run])
+
+    async def cancel(self, run: str, reason: str = "cancelled by the caller") -> None:
+        """Ask a run and its children to stop; durable on return."""
+        now_ms = self._clock.now_ms()
+        self._look_after(await self.store.transact(lambda tx: works.cancel(tx, run, reason, now_ms)))
+
+    async def resume(self, run: str, *, migrate: bool = False) -> None:
+        """Let a blocked run go on; with ``migrate``, under the version of its agent that is registered here.
+
+        Raises:
+            UsageError: it is not blocked.
+        """
+        now_ms = self._clock.now_ms()
+        name = self.run(run).record().agent
+        version = self.agent(name).version if migrate else None
+        await self.store.transact(lambda tx: works.resume(tx, run, now_ms, version=version))
+        self._look_after([run])
+
+    async def fork(self, run: str, *, at: int, changes: Mapping[int, Any] | None = None) -> RunHandle:
+        """Start a new run that has the first ``at`` entries of another's journal and goes on from there.
+
+        Args:
+            run: the origin; it is not touched.
+            at: the last entry to keep.
+            changes: new results for recorded entries (``StepCompleted``, ``MessageReceived``, ``QuestionAnswered``)
+                and, under 1, a new input; by ``seq``.
+
+        Raises:
+            ForkInvalidError: no such entry, or it has nothing to change.
+        """
+        replaced: dict[int, e.Entry] = {}
+        journal = {entry.seq: entry for entry in self.run(run).journal(limit=max(0, at))}
+        for seq, value in (changes or {}).items():
+            entry = journal.get(seq)
+            if entry is None:
+                raise ForkInvalidError(f"entry {seq} is not among the first {at} of run `{run}`", run=run, seq=seq)
+            replaced[seq] = _changed(entry, value, self.settings.payload_bytes_max)
+        now_ms = self._clock.now_ms()
+        new_id = run_id(now_ms, self._entropy.bits(60))
+        chance = self._entropy.bits(SEED_BITS)
+        await self.store.transact(
+            lambda tx: works.fork(tx, run, new_id, at, replaced, chance=chance, now_ms=now_ms)
+        )
+        self._look_after([new_id])
+        return RunHandle(self, new_id)
+
+    async def schedule(self, name: str, cron: str, agent: str, input: Any = None, *, timezone: str = "UTC") -> None:  # noqa: A002
+        """Start a run of ``agent`` at every time of a cron expression; a schedule of that name is replaced.
+
+        Each occurrence starts one run, also with several workers; those missed while nothing ran are made up by one.
+
+        Raises:
+            DefinitionError: the expression or the time zone is wrong.
+            AgentUnknownError, InputInvalidError: the run could not be started.
+        """
+        definition = self.agent(agent)
+        data = to_json(input)
+        definition.parameters.read_input(data)
+        payload, _ = pack(data, min(self.settings.payload_bytes_max, 64 * 1024))
+        try:
+            next_ms = next_time_ms(cron, timezone, self._clock.now_ms())
+        except (ValueError, KeyError, LookupError, StopIteration, Exception) as error:  # noqa: BLE001 - cronsim's and zoneinfo's own
+            message = f"schedule `{name}`: `{cron}` in `{timezone}` is no cron expression in a known time zone: {error}"
+            raise DefinitionError(message) from error
+        row = Schedule(
+            name=checked_name("a schedule", name), agent=agent, cron=cron, timezone=timezone, input=payload,
+            next_ms=next_ms,
+        )  # fmt: skip
+        await self.store.transact(lambda tx: tx.put_schedule(row))
+        self._look_after([name])
+
+    async def unschedule(self, name: str) -> bool:
+        """Remove a schedule; whether it was there."""
+        return await self.store.transact(lambda tx: tx.drop_schedule(name))
+
+    def schedules(self) -> list[Schedule]:
+        """All schedules by name."""
+        return self.store.read(lambda tx: tx.schedules())
+
+    # -- for handles
+    def bytes_of(self, payload: Payload) -> bytes:
+        """The JSON of a payload."""
+        if not payload.blob:
+            return bytes(payload.inline)
+        return self.store.read(lambda tx: tx.blob(payload.blob))
+
+    @contextmanager
+    def changes(self, run: str) -> Iterator[asyncio.Event]:
+        """An event that is set when a run changes."""
+        if self.engine is not None:
+            with self.engine.watchers.changes(run) as event:
+                yield event
+        else:
+            yield asyncio.Event()
+
+    async def wait_for(self, changed: asyncio.Event) -> None:
+        """Until a run may have changed."""
+        try:
+            async with asyncio.timeout(POLL_S if self.engine is None else self.settings.lease_ms / 1000):
+                await changed.wait()
+        except TimeoutError:
+            return
+
+    def live(self, run: str) -> AbstractContextManager[asyncio.Queue[Live | None]]:
+        """A queue of what a run shows.
+
+        Raises:
+            DefinitionError: this runtime drives no runs, so it sees none live.
+        """
+        if self.engine is None:
+            raise DefinitionError("live output is seen only in the process that drives the runs")
+        return self.engine.watchers.live(run)
+
+    def _look_after(self, touched: list[str]) -> None:
+        if self.engine is not None:
+            self.engine.look_after(touched)
+
+
+def settings_from(environment: Mapping[str, str]) -> Settings:
+    """Settings from variables such as ``PERDURE_SETTING_CONCURRENCY``.
+
+    Raises:
+        DefinitionError: an unknown name or a value that does not fit.
+    """
+    found = {
+        name.removeprefix(SETTING_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(SETTING_PREFIX)
+    }
+    return Settings.of(found)
+
+
+def _changed(entry: e.Entry, value: Any, limit: int) -> e.Entry:
+    """An entry with another result (or input); blobs are not made here, so up to 64 KiB."""
+    payload, blobs = pack(to_json(value), limit)
+    if blobs:
+        raise ForkInvalidError("a changed value may have at most 64 KiB")
+    match entry:
+        case e.RunStarted():
+            return msgspec.structs.replace(entry, input=payload)
+        case e.StepCompleted():
+            return msgspec.structs.replace(entry, result=payload)
+        case e.MessageReceived() | e.QuestionAnswered():
+            return msgspec.structs.replace(entry, body=payload)
+        case _:
+            kind = type(entry).__name__
+            raise ForkInvalidError(f"entry {entry.seq} is `{kind}`, which has no result to change", seq=entry.seq)
