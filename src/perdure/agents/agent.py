@@ -82,7 +82,7 @@ class Agent:
             raise DefinitionError(f"agent `{self.name}` must take the run as its first parameter")
         what = f"agent `{self.name}`"
         self.parameters = Parameters(handler, what, skip=1)
-        self.result = Codec(hints_of(handler).get("return", Any), f"the result of {what}")
+        self.result = Codec(hints_of(handler, skip=1).get("return", Any), f"the result of {what}")
         self.version = self._pinned or version or version_of(handler)
         self.handler = handler
 
@@ -123,7 +123,9 @@ def version_of(function: Callable[..., Any]) -> str:
         code = function.__code__
         return hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest()[:12]
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(
+            node
+        ):
             node.body = node.body[1:] or [ast.Pass()]
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.decorator_list = []  # limits may change under a waiting run; code may not

@@ -12,8 +12,8 @@ class Calls(Protocol):
     """Issues the durable calls of one run, in call order."""
 
     @property
-    def run_id(self) -> str:
-        """The run's id."""
+    def visible_id(self) -> str:
+        """The run's id, as its code sees it."""
         ...
 
     @property

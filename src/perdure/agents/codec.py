@@ -12,7 +12,6 @@ import msgspec
 from perdure.core.errors import DefinitionError, InputInvalidError
 
 
-
 def _enc_hook(value: Any) -> Any:
     dump = getattr(type(value), "model_dump", None)  # a pydantic model, without importing pydantic
     if dump is not None:
@@ -83,31 +82,46 @@ class Parameters:
 
     def __init__(self, function: Callable[..., Any], what: str, *, skip: int = 0) -> None:
         self.what = what
-        hints = hints_of(function)
+        hints = hints_of(function, skip=skip)
         found = list(inspect.signature(function).parameters.values())[skip:]
-        self.names = [item.name for item in found if item.kind is not item.VAR_POSITIONAL and item.kind is not item.VAR_KEYWORD]
-        self._required = [item.name for item in found if item.name in self.names and item.default is item.empty]
+        self.names = [
+            item.name
+            for item in found
+            if item.kind is not item.VAR_POSITIONAL and item.kind is not item.VAR_KEYWORD
+        ]
+        self._required = [
+            item.name for item in found if item.name in self.names and item.default is item.empty
+        ]
         self._rest = next((item.name for item in found if item.kind is item.VAR_POSITIONAL), None)
         self._options = next((item.name for item in found if item.kind is item.VAR_KEYWORD), None)
         self._codecs = {
-            item.name: Codec(hints.get(item.name, Any), f"parameter `{item.name}` of {what}") for item in found
+            item.name: Codec(hints.get(item.name, Any), f"parameter `{item.name}` of {what}")
+            for item in found
         }
-        self._positional = [item.name for item in found if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+        self._positional = [
+            item.name for item in found if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)
+        ]
         self._fast = tuple(self._codecs[name] for name in self._positional)
 
-    def read(self, args: list[msgspec.Raw], kwargs: dict[str, msgspec.Raw]) -> tuple[list[Any], dict[str, Any]]:
+    def read(
+        self, args: list[msgspec.Raw], kwargs: dict[str, msgspec.Raw]
+    ) -> tuple[list[Any], dict[str, Any]]:
         """Arguments of the hinted types.
 
         Raises:
             InputInvalidError: an argument is missing, unknown or does not fit.
         """
-        if not kwargs and len(args) == len(self._fast) == len(self.names):  # the common case, without book-keeping
+        if not kwargs and len(args) == len(self._fast) == len(
+            self.names
+        ):  # the common case, without book-keeping
             return [self._one(name, data) for name, data in zip(self._positional, args, strict=True)], {}
         values: list[Any] = []
         for index, data in enumerate(args):
             name = self._positional[index] if index < len(self._positional) else self._rest
             if name is None:
-                raise InputInvalidError(f"{self.what} takes {len(self._positional)} arguments, found {len(args)}")
+                raise InputInvalidError(
+                    f"{self.what} takes {len(self._positional)} arguments, found {len(args)}"
+                )
             values.append(self._one(name, data))
         named: dict[str, Any] = {}
         for name, data in kwargs.items():
@@ -116,7 +130,11 @@ class Parameters:
                 expected = ", ".join(f"`{item}`" for item in self.names) or "none"
                 raise InputInvalidError(f"{self.what} has no parameter `{name}`; it has {expected}")
             named[name] = self._one(target, data)
-        missing = [name for name in self._required if name not in self._positional[: len(args)] and name not in kwargs]
+        missing = [
+            name
+            for name in self._required
+            if name not in self._positional[: len(args)] and name not in kwargs
+        ]
         if missing:
             raise InputInvalidError(f"{self.what} needs an argument for `{missing[0]}`")
         return values, named
@@ -147,7 +165,9 @@ class Parameters:
         if isinstance(raw, list):
             return self.read(raw, {})
         if data != b"null":
-            raise InputInvalidError(f"{self.what} takes an object with its arguments by name, found `{data[:80]!r}`")
+            raise InputInvalidError(
+                f"{self.what} takes an object with its arguments by name, found `{data[:80]!r}`"
+            )
         return self.read([], {})
 
     def _read_single(self, data: bytes) -> tuple[list[Any], dict[str, Any]]:
@@ -166,14 +186,22 @@ class Parameters:
             raise InputInvalidError(f"the input of {self.what} does not fit `{name}`: {error}") from error
 
 
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The resolved type hints of a function.
+def hints_of(function: Callable[..., Any], *, skip: int = 0) -> dict[str, Any]:
+    """The resolved type hints of a function, but for those of its first ``skip`` parameters.
 
     Raises:
         DefinitionError: a hint names something that does not exist.
     """
+    left_out = list(inspect.signature(function).parameters)[:skip]
+    wanted = {name: hint for name, hint in function.__annotations__.items() if name not in left_out}
+
+    def holder() -> None: ...
+
+    holder.__annotations__ = wanted
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        scope = {**getattr(function, "__globals__", {}), **inspect.getclosurevars(function).nonlocals}
+        return typing.get_type_hints(holder, scope, include_extras=True)
     except (NameError, TypeError) as error:
         name = getattr(function, "__qualname__", repr(function))
-        raise DefinitionError(f"a type hint of `{name}` cannot be resolved: {error}") from error
+        message = f"a type hint of `{name}` cannot be resolved: {error}"
+        raise DefinitionError(f"{message}; hints must name what the module can see at run time") from error

@@ -107,7 +107,7 @@ class Run:
     @property
     def id(self) -> str:
         """The run's id."""
-        return self.calls.run_id
+        return self.calls.visible_id
 
     @property
     def session(self) -> str | None:
@@ -118,7 +118,9 @@ class Run:
     @overload
     def step(self, function: Step[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
     @overload
-    def step(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
+    def step(
+        self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[T]: ...
     @overload
     def step(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
     def step(self, function: Any, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
@@ -131,7 +133,9 @@ class Run:
         """
         chosen = as_step(function)
         arguments = chosen.encode_arguments(args, kwargs)
-        return self.calls.issue(StepCall(chosen.name, digest(arguments), chosen.decode_result, chosen, arguments))
+        return self.calls.issue(
+            StepCall(chosen.name, digest(arguments), chosen.decode_result, chosen, arguments)
+        )
 
     async def gather(self, *calls: Awaitable[T]) -> list[T]:
         """Wait for all; results in the order of the arguments. If one fails the others are cancelled."""
@@ -166,7 +170,9 @@ class Run:
         return datetime.fromtimestamp(self.calls.now_ms() / 1000, UTC)
 
     # -- messages
-    def receive(self, topic: str, *, timeout: float | None = None, type: Any = Any) -> Awaitable[Message | None]:  # noqa: A002
+    def receive(
+        self, topic: str, *, timeout: float | None = None, type: Any = Any
+    ) -> Awaitable[Message | None]:  # noqa: A002
         """The oldest message of a topic in this run's mailbox; waits for one.
 
         Args:
@@ -200,7 +206,9 @@ class Run:
         """
         data = to_json(body)
         return self.calls.issue(
-            PublishCall(checked_name("a topic", topic), digest((key or "").encode() + b"\0" + data), decode, data, key)
+            PublishCall(
+                checked_name("a topic", topic), digest((key or "").encode() + b"\0" + data), decode, data, key
+            )
         )
 
     def ask(self, question: Any, *, timeout: float | None = None, type: Any = Any) -> Awaitable[Any]:  # noqa: A002
@@ -231,7 +239,9 @@ class Run:
         """
         data = to_json(input)
         due_ms = None if deadline is None else _milliseconds(deadline)
-        request = SpawnCall(checked_name("an agent", agent), digest(data), decode, data, session, priority, due_ms)
+        request = SpawnCall(
+            checked_name("an agent", agent), digest(data), decode, data, session, priority, due_ms
+        )
         return Child(self, await self.calls.issue(request), agent)
 
     # -- chance and change

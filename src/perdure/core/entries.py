@@ -275,7 +275,7 @@ AnyEntry = (
     | PatchApplied
 )
 
-ENTRY_TYPES: tuple[type[Entry], ...] = AnyEntry.__args__  # type: ignore[attr-defined]
+ENTRY_TYPES: tuple[type[Entry], ...] = AnyEntry.__args__
 ENDINGS = (RunCompleted, RunFailed, RunCancelled)
 NOTES = (StepRetried, QuestionAsked)  # about a call that stays open
 

@@ -52,7 +52,9 @@ class Settings:
             if isinstance(value, bool) or not isinstance(value, int):
                 continue
             if value < (0 if item.name in ("resident_runs_max", "drain_ms") else 1):
-                raise DefinitionError(f"setting `{item.name}` must be positive, found `{value}`", setting=item.name)
+                raise DefinitionError(
+                    f"setting `{item.name}` must be positive, found `{value}`", setting=item.name
+                )
 
     @classmethod
     def of(cls, values: dict[str, str]) -> Self:

@@ -121,7 +121,15 @@ class Transaction(Protocol):
 
     # -- mail
     def deliver(
-        self, run_id: str, topic: str, body: Payload, blobs: Mapping[str, bytes], *, sender: str, now_ms: int, key: str | None
+        self,
+        run_id: str,
+        topic: str,
+        body: Payload,
+        blobs: Mapping[str, bytes],
+        *,
+        sender: str,
+        now_ms: int,
+        key: str | None,
     ) -> int:
         """Put a message into a mailbox, once per ``key``; its id (0 for one that was there already)."""
         ...

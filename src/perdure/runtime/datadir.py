@@ -31,9 +31,13 @@ def prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataDirInvalidError(f"the data directory `{folder}` cannot be made: {error.strerror}") from error
+        raise DataDirInvalidError(
+            f"the data directory `{folder}` cannot be made: {error.strerror}"
+        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataDirInvalidError(f"the data directory `{folder}` cannot be written; check its owner and rights")
+        raise DataDirInvalidError(
+            f"the data directory `{folder}` cannot be written; check its owner and rights"
+        )
 
 
 class DataDirLock:
@@ -52,7 +56,9 @@ class DataDirLock:
         try:
             file = self._path.open("a+", encoding="utf-8")
         except OSError as error:
-            message = f"the lock `{self._path}` cannot be opened: {error.strerror}; check the rights of the folder"
+            message = (
+                f"the lock `{self._path}` cannot be opened: {error.strerror}; check the rights of the folder"
+            )
             raise DataDirInvalidError(message) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -98,7 +98,7 @@ class RunHandle:
             TimeoutError: it did not end within ``timeout`` seconds (it goes on).
         """
         async with asyncio.timeout(timeout):
-            with self._runtime.changes(self.id) as changed:
+            with self._runtime.changes(self.id, only_end=True) as changed:
                 while True:
                     changed.clear()
                     record = self.record()

@@ -19,7 +19,9 @@ def register(agents: Sequence[Any]) -> dict[str, Agent]:
     for item in agents:
         found = _definition(item)
         if found.name in known:
-            raise DefinitionError(f"two agents are called `{found.name}`; names must differ", agent=found.name)
+            raise DefinitionError(
+                f"two agents are called `{found.name}`; names must differ", agent=found.name
+            )
         known[found.name] = found
     return known
 
@@ -33,7 +35,9 @@ def _definition(item: Any) -> Agent:
         adopted: Agent = _model_room().adopt(item)
         return adopted
     kind = type(item).__name__
-    raise DefinitionError(f"expected an `Agent`, a function with `@agent` or a Pydantic AI agent, found a `{kind}`")
+    raise DefinitionError(
+        f"expected an `Agent`, a function with `@agent` or a Pydantic AI agent, found a `{kind}`"
+    )
 
 
 def _model_room() -> Any:

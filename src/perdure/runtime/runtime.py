@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from perdure.agents.agent import Agent
 from perdure.agents.codec import to_json
 from perdure.core import entries as e
@@ -24,7 +22,9 @@ from perdure.engines.embedded.dispatch import next_time_ms
 from perdure.engines.embedded.engine import SEED_BITS
 from perdure.engines.embedded.watch import Live
 from perdure.ports import Clock, Entropy, Store, Telemetry
+from perdure.runtime.config import settings_from
 from perdure.runtime.datadir import DataDirLock, database_of, prepare
+from perdure.runtime.forks import changed_entry
 from perdure.runtime.handle import Answerable, RunHandle
 from perdure.runtime.registry import register
 from perdure.runtime.system import SystemClock, SystemEntropy
@@ -32,7 +32,6 @@ from perdure.runtime.watchdog import Watchdog
 from perdure.stores.sqlite import SqliteStore
 
 POLL_S = 0.2  # how often a runtime without an engine looks for changes made by the process that has one
-SETTING_PREFIX = "PERDURE_SETTING_"
 
 
 class Runtime:
@@ -174,7 +173,9 @@ class Runtime:
             chance=self._entropy.bits(SEED_BITS),
             blobs=blobs,
             session=None if session is None else checked_name("a session", session),
-            idempotency_key=None if idempotency_key is None else checked_name("an idempotency key", idempotency_key),
+            idempotency_key=None
+            if idempotency_key is None
+            else checked_name("an idempotency key", idempotency_key),
             priority=priority,
             deadline_ms=None if deadline is None else now_ms + round(deadline * 1000),
             conflict=conflict or definition.conflict,
@@ -225,7 +226,9 @@ class Runtime:
             chosen = None
         else:
             chosen = (Status(status),) if isinstance(status, str) else tuple(Status(item) for item in status)
-        want = RunFilter(agent=agent, status=chosen, session=session, parent=parent, before=before, limit=limit)
+        want = RunFilter(
+            agent=agent, status=chosen, session=session, parent=parent, before=before, limit=limit
+        )
         return self.store.read(lambda tx: tx.runs(want))
 
     def questions(self, run: str | None = None) -> list[Answerable]:
@@ -234,7 +237,9 @@ class Runtime:
         return [Answerable.of(row, self.bytes_of(row.question)) for row in rows]
 
     # -- acting
-    async def send(self, run: str, topic: str, body: Any = None, *, key: str | None = None, sender: str = "") -> int:
+    async def send(
+        self, run: str, topic: str, body: Any = None, *, key: str | None = None, sender: str = ""
+    ) -> int:
         """Put a message into a run's mailbox (see ``RunHandle.send``)."""
         checked_name("a topic", topic)
         payload, blobs = pack(to_json(body), self.settings.payload_bytes_max)
@@ -288,8 +293,10 @@ class Runtime:
         for seq, value in (changes or {}).items():
             entry = journal.get(seq)
             if entry is None:
-                raise ForkInvalidError(f"entry {seq} is not among the first {at} of run `{run}`", run=run, seq=seq)
-            replaced[seq] = _changed(entry, value, self.settings.payload_bytes_max)
+                raise ForkInvalidError(
+                    f"entry {seq} is not among the first {at} of run `{run}`", run=run, seq=seq
+                )
+            replaced[seq] = changed_entry(entry, value, self.settings.payload_bytes_max)
         now_ms = self._clock.now_ms()
         new_id = run_id(now_ms, self._entropy.bits(60))
         chance = self._entropy.bits(SEED_BITS)
@@ -299,7 +306,9 @@ class Runtime:
         self._look_after([new_id])
         return RunHandle(self, new_id)
 
-    async def schedule(self, name: str, cron: str, agent: str, input: Any = None, *, timezone: str = "UTC") -> None:  # noqa: A002
+    async def schedule(
+        self, name: str, cron: str, agent: str, input: Any = None, *, timezone: str = "UTC"
+    ) -> None:  # noqa: A002
         """Start a run of ``agent`` at every time of a cron expression; a schedule of that name is replaced.
 
         Each occurrence starts one run, also with several workers; those missed while nothing ran are made up by one.
@@ -340,10 +349,10 @@ class Runtime:
         return self.store.read(lambda tx: tx.blob(payload.blob))
 
     @contextmanager
-    def changes(self, run: str) -> Iterator[asyncio.Event]:
-        """An event that is set when a run changes."""
+    def changes(self, run: str, *, only_end: bool = False) -> Iterator[asyncio.Event]:
+        """An event that is set when a run changes (or only when it ends or is blocked)."""
         if self.engine is not None:
-            with self.engine.watchers.changes(run) as event:
+            with self.engine.watchers.changes(run, only_end=only_end) as event:
                 yield event
         else:
             yield asyncio.Event()
@@ -369,34 +378,3 @@ class Runtime:
     def _look_after(self, touched: list[str]) -> None:
         if self.engine is not None:
             self.engine.look_after(touched)
-
-
-def settings_from(environment: Mapping[str, str]) -> Settings:
-    """Settings from variables such as ``PERDURE_SETTING_CONCURRENCY``.
-
-    Raises:
-        DefinitionError: an unknown name or a value that does not fit.
-    """
-    found = {
-        name.removeprefix(SETTING_PREFIX).lower(): value
-        for name, value in environment.items()
-        if name.startswith(SETTING_PREFIX)
-    }
-    return Settings.of(found)
-
-
-def _changed(entry: e.Entry, value: Any, limit: int) -> e.Entry:
-    """An entry with another result (or input); blobs are not made here, so up to 64 KiB."""
-    payload, blobs = pack(to_json(value), limit)
-    if blobs:
-        raise ForkInvalidError("a changed value may have at most 64 KiB")
-    match entry:
-        case e.RunStarted():
-            return msgspec.structs.replace(entry, input=payload)
-        case e.StepCompleted():
-            return msgspec.structs.replace(entry, result=payload)
-        case e.MessageReceived() | e.QuestionAnswered():
-            return msgspec.structs.replace(entry, body=payload)
-        case _:
-            kind = type(entry).__name__
-            raise ForkInvalidError(f"entry {entry.seq} is `{kind}`, which has no result to change", seq=entry.seq)

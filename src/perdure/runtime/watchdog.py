@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from perdure.agents.step import Step
+from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.worker import Worker
 
 log = logging.getLogger("perdure.watchdog")
@@ -68,7 +70,12 @@ class Watchdog:
                 self._report(where)
             while not self._alive.wait(0.05) and not self._stopped.is_set():
                 pass
-            log.warning("%s: %s gave the loop back after %.1f s", CODE, where, time.monotonic() - since + self._block_s)
+            log.warning(
+                "%s: %s gave the loop back after %.1f s",
+                CODE,
+                where,
+                time.monotonic() - since + self._block_s,
+            )
 
     def _where(self) -> str:
         """The run and agent that are executing, and the innermost line that is not ours or the library's."""
@@ -90,8 +97,8 @@ def _scan(frame: FrameType | None) -> tuple[str, str | None]:
         if line is None and not is_foreign:
             line = f"{name}:{frame.f_lineno} in {frame.f_code.co_name}"
         host, step = frame.f_locals.get("host"), frame.f_locals.get("step")
-        if owner is None and name.startswith(_OURS) and (host is not None or step is not None):
-            what = f"step `{step.name}`" if hasattr(step, "name") else "a step"
-            owner = f"{what} of agent `{host.agent.name}` (run {host.run_id})" if hasattr(host, "agent") else what
+        if owner is None and name.startswith(_OURS) and isinstance(host, Host):
+            what = f"step `{step.name}` of " if isinstance(step, Step) else ""
+            owner = f"{what}agent `{host.agent.name}` (run {host.run_id})"
         frame = frame.f_back
     return line or "an unknown line", owner

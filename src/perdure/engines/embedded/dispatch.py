@@ -35,6 +35,7 @@ class Dispatcher:
         self._stopped = False
         self._renew_at_s = 0.0
         self._more = True
+        self._look_again_ms = 0
         self.is_idle = False
 
     def poke(self) -> None:
@@ -45,6 +46,11 @@ class Dispatcher:
     def poke_soon(self) -> None:
         """Room was made: claim if the last look left something behind."""
         if self._more:
+            self._poked.set()
+
+    def due_by(self, due_ms: int | None) -> None:
+        """A run was parked until then: look again in time."""
+        if due_ms is not None and due_ms < self._look_again_ms:
             self._poked.set()
 
     def stop(self) -> None:
@@ -109,7 +115,9 @@ class Dispatcher:
             tx.release_expired(now_ms)
             woken = tx.wake_due(now_ms, WAKES_MAX)
             due = tx.schedules(due_ms=now_ms)
-            claimed = tx.claim(engine.name, now_ms, room=room, limit=limit, suspects=suspects) if limit > 0 else []
+            claimed = (
+                tx.claim(engine.name, now_ms, room=room, limit=limit, suspects=suspects) if limit > 0 else []
+            )
             for run in claimed:
                 if run.recoveries:
                     _note_recovery(tx, run, now_ms, engine.name)
@@ -134,8 +142,9 @@ class Dispatcher:
         if len(claimed) == limit or woken == WAKES_MAX or (claimed and suspects and engine.suspect):
             self._more = True
             return 0 if engine.room() > 0 and claimed else settings.poll_ms
-        wait_ms = settings.poll_ms if next_ms is None else min(settings.poll_ms, next_ms - now_ms)
-        return max(1, wait_ms)
+        wait_ms = max(1, settings.poll_ms if next_ms is None else min(settings.poll_ms, next_ms - now_ms))
+        self._look_again_ms = now_ms + wait_ms
+        return wait_ms
 
     async def _start_scheduled(self, schedule: Schedule, now_ms: int) -> None:
         """Start the run of a due schedule, once per occurrence, and set the next time.

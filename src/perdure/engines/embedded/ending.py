@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 async def finish(worker: Worker, host: Host, *, failure: e.Failure | None = None) -> None:
     """Record how the agent's code ended (or that it could not begin, with ``failure``)."""
     blobs: dict[str, bytes] = {}
+    kind: type[e.Entry]
     fields: dict[str, Any]
     if failure is not None:
         kind, event, fields = e.RunFailed, "fail", {"error": failure}
@@ -65,7 +66,9 @@ def _outcome(worker: Worker, host: Host) -> tuple[type[e.Entry], str, dict[str, 
     except (InputInvalidError, ValueError, PayloadTooLargeError) as problem:
         text = problem.message if isinstance(problem, PerdureError) else str(problem)
         code = "payload-too-large" if isinstance(problem, PayloadTooLargeError) else "result-invalid"
-        failure = e.Failure(code=code, message=f"the result of agent `{host.agent.name}` does not fit: {text}")
+        failure = e.Failure(
+            code=code, message=f"the result of agent `{host.agent.name}` does not fit: {text}"
+        )
         return e.RunFailed, "fail", {"error": failure}, {}
     return e.RunCompleted, "complete", {"result": result}, blobs
 
@@ -79,7 +82,12 @@ def _cancelled(host: Host) -> tuple[type[e.Entry], str, dict[str, Any], dict[str
 
 
 async def _end(
-    worker: Worker, host: Host, kind: type[e.Entry], event: str, fields: dict[str, Any], blobs: dict[str, bytes]
+    worker: Worker,
+    host: Host,
+    kind: type[e.Entry],
+    event: str,
+    fields: dict[str, Any],
+    blobs: dict[str, bytes],
 ) -> None:
     host.is_ending = True
     engine = worker.engine

@@ -167,7 +167,9 @@ class EmbeddedEngine:
         return self.settings.concurrency - sum(self.active.values())
 
     # -- accepting
-    def new_run(self, agent: Agent, payload: Payload, blobs: Mapping[str, bytes], **options: Any) -> works.NewRun:
+    def new_run(
+        self, agent: Agent, payload: Payload, blobs: Mapping[str, bytes], **options: Any
+    ) -> works.NewRun:
         """A run to be accepted, with a fresh id (unless given) and seed."""
         if "id" not in options:
             options["id"] = run_id(self.clock.now_ms(), self.entropy.bits(60))
@@ -197,7 +199,9 @@ class EmbeddedEngine:
         if at_once:
             self.active[agent.name] += 1  # reserved while the transaction is under way
         try:
-            record, touched = await self.store.transact(lambda tx: works.start(tx, new, now_ms, worker=worker))
+            record, touched = await self.store.transact(
+                lambda tx: works.start(tx, new, now_ms, worker=worker)
+            )
         finally:
             if at_once:
                 self.active[agent.name] -= 1

@@ -10,10 +10,10 @@ import asyncio
 import random
 from collections import deque
 from contextvars import Context, copy_context
-from typing import Any, Protocol
+from typing import Any
 
 from perdure.agents.agent import Agent
-from perdure.agents.requests import WAITS, Request
+from perdure.agents.requests import Request
 from perdure.agents.run import Message, Run, enter_run
 from perdure.core import entries as e
 from perdure.core.errors import (
@@ -27,77 +27,8 @@ from perdure.core.errors import (
 )
 from perdure.core.limits import CALLS_OPEN_MAX
 from perdure.core.records import RunRecord
-from perdure.core.values import Payload
 from perdure.engines.embedded.loop import RunLoop
-
-
-class Driver(Protocol):
-    """What a host needs of its engine."""
-
-    def launch(self, host: Host, open_call: OpenCall) -> None:
-        """Begin to work on a call; its end comes back as an entry."""
-        ...
-
-    def drop_call(self, host: Host, open_call: OpenCall) -> None:
-        """The agent gave up on a call: stop working on it."""
-        ...
-
-    def bytes_of(self, payload: Payload) -> bytes:
-        """The JSON of a payload, fetched if it is a blob."""
-        ...
-
-    def show(self, host: Host, kind: str, data: Any) -> None:
-        """Pass something on to live watchers."""
-        ...
-
-    def record_patch(self, host: Host, name: str) -> None:
-        """Append ``PatchApplied``."""
-        ...
-
-    def wall_ms(self) -> int:
-        """The time of day."""
-        ...
-
-
-class CallFuture(asyncio.Future[Any]):
-    """The future of a durable call; tells the host when the agent gives it up."""
-
-    open_call: OpenCall
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """Give the call up."""
-        cancelled = super().cancel(msg)
-        if cancelled:
-            self.open_call.host.give_up(self.open_call)
-        return cancelled
-
-
-class OpenCall:
-    """A durable call that has not ended."""
-
-    __slots__ = ("asked", "attempt", "due_ms", "future", "host", "is_recording", "number", "request", "since_ms", "task")
-
-    def __init__(self, host: Host, number: int, request: Request, since_ms: int) -> None:
-        self.host = host
-        self.number = number
-        self.request = request
-        self.since_ms = since_ms
-        self.future = CallFuture(loop=host.loop)
-        self.future.open_call = self
-        self.task: asyncio.Task[None] | None = None
-        self.attempt = 0
-        self.asked = False
-        self.is_recording = False  # its end is on its way into the journal: too late to give it up
-        self.due_ms: int | None = None
-
-    @property
-    def wait_due_ms(self) -> int | None:
-        """Until when a waiting call waits."""
-        if self.due_ms is not None:
-            return self.due_ms
-        span = getattr(self.request, "ms", None)
-        span = getattr(self.request, "timeout_ms", None) if span is None else span
-        return None if span is None else self.since_ms + span
+from perdure.engines.embedded.open_call import Driver, OpenCall, is_wait, note
 
 
 class Host:
@@ -106,12 +37,13 @@ class Host:
     def __init__(self, driver: Driver, record: RunRecord, agent: Agent) -> None:
         self.driver = driver
         self.run_id = record.id
+        self.names: list[str] = [record.id]  # what ``run.id`` says, now and after each fork that is still to come
         self.agent = agent
         self.session = record.session
         self.parent = record.parent
         self.deadline_ms = record.deadline_ms
         self.fence = record.fence
-        self.loop = RunLoop()
+        self.loop = RunLoop()  # type: ignore[abstract] # what an agent may not do raises on use
         self.calls: dict[int, OpenCall] = {}
         self.given_up: dict[int, OpenCall] = {}
         self.stash: dict[str, deque[e.MessageReceived]] = {}
@@ -147,13 +79,20 @@ class Host:
             message = f"`{request.kind}` was called outside the code of run `{self.run_id}`"
             raise OutsideRunError(f"{message}; steps and threads cannot make durable calls of their run")
         if len(self.calls) >= CALLS_OPEN_MAX:
-            raise UsageError(f"more than {CALLS_OPEN_MAX} durable calls are open at once; gather in smaller groups")
+            raise UsageError(
+                f"more than {CALLS_OPEN_MAX} durable calls are open at once; gather in smaller groups"
+            )
         number = self.next_call
         self.next_call += 1
         open_call = self.calls[number] = OpenCall(self, number, request, self.seen_ms)
         if self.is_live:
             self.driver.launch(self, open_call)
         return open_call.future
+
+    @property
+    def visible_id(self) -> str:
+        """The run's id; up to the point where it was forked off, the id of the run that it was then."""
+        return self.names[0]
 
     def now_ms(self) -> int:
         """The time of the entry delivered last."""
@@ -190,6 +129,7 @@ class Host:
             ReplayError: the agent made other calls than those recorded.
         """
         self.patches = {entry.name: True for entry in journal if isinstance(entry, e.PatchApplied)}
+        self.names = [*(entry.origin for entry in journal if isinstance(entry, e.RunForked)), self.run_id]
         started = journal[0]
         if not isinstance(started, e.RunStarted):
             raise ReplayError("the journal does not begin with `RunStarted`")
@@ -255,6 +195,7 @@ class Host:
                 self._check_waits(entry, waits)
             case e.RunForked(chance=chance):
                 self.random.seed(chance)
+                self.names.pop(0)
                 self.cancel = None
             case e.RunCompleted() | e.RunFailed() | e.RunCancelled():
                 raise self._mismatch(entry, "the end of the run", "an agent that goes on")
@@ -272,9 +213,11 @@ class Host:
             raise self._mismatch(entry, expected, "no such call")
         request = open_call.request
         if (request.kind, request.name, request.digest) != (entry.kind, entry.name, entry.digest):
-            raise self._mismatch(entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip())
+            raise self._mismatch(
+                entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip()
+            )
         if is_note:
-            _note(open_call, entry)
+            note(open_call, entry)
         elif given_up:
             if isinstance(entry, e.MessageReceived) and entry.message is not None:
                 self.stash.setdefault(entry.name, deque()).append(entry)
@@ -329,7 +272,11 @@ class Host:
             if wait.kind == "timer":
                 continue
             open_call = self.calls.get(wait.call)
-            found = "no such call" if open_call is None else f"{open_call.request.kind} `{open_call.request.name}`"
+            found = (
+                "no such call"
+                if open_call is None
+                else f"{open_call.request.kind} `{open_call.request.name}`"
+            )
             expected = f"{wait.kind} `{wait.name}`"
             if found != expected or (open_call and open_call.request.digest != wait.digest):
                 raise self._mismatch(entry, expected, found)
@@ -346,7 +293,7 @@ class Host:
     # -- what is open
     def waits(self) -> list[OpenCall]:
         """Open calls that only wait, in call order."""
-        return [call for call in self.calls.values() if _is_wait(call)]
+        return [call for call in self.calls.values() if is_wait(call)]
 
     def next_due_ms(self) -> int | None:
         """When the next wait or timer ends by itself."""
@@ -369,19 +316,6 @@ class Host:
         self.calls.clear()
         self.given_up.clear()
         self.main = None
-
-
-def _is_wait(call: OpenCall) -> bool:
-    """Whether only time or the store can end a call (a step between two attempts waits too)."""
-    return isinstance(call.request, WAITS) or (call.due_ms is not None and call.task is None)
-
-
-def _note(open_call: OpenCall, entry: e.Entry) -> None:
-    if isinstance(entry, e.StepRetried):
-        open_call.attempt = entry.attempt
-        open_call.due_ms = entry.due_ms
-    elif isinstance(entry, e.QuestionAsked):
-        open_call.asked = True
 
 
 def _raised(failure: e.Failure, **facts: Any) -> Exception:

@@ -115,7 +115,12 @@ class RunLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(  # type: ignore[override]
-        self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Context | None = None, **_: Any
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        **_: Any,
     ) -> asyncio.Task[Any]:
         """A task of this loop."""
         task = asyncio.Task(coro, loop=self, name=name or "run", context=context)
@@ -147,7 +152,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         """Nothing to do."""
 
     # -- the world is reached through steps
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # noqa: ARG002
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override] # noqa: ARG002
         """Refused."""
         raise _outside("a thread")
 
@@ -155,19 +160,19 @@ class RunLoop(asyncio.AbstractEventLoop):
         """Refused."""
         raise _outside("another thread's callback")
 
-    async def create_connection(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override] # noqa: ARG002
+    async def create_connection(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """Refused."""
         raise _outside("a connection")
 
-    async def getaddrinfo(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override] # noqa: ARG002
+    async def getaddrinfo(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """Refused."""
         raise _outside("a name look-up")
 
-    async def subprocess_exec(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override] # noqa: ARG002
+    async def subprocess_exec(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """Refused."""
         raise _outside("a program")
 
-    async def subprocess_shell(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override] # noqa: ARG002
+    async def subprocess_shell(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """Refused."""
         raise _outside("a program")
 

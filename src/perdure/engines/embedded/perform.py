@@ -16,9 +16,10 @@ from perdure.core import entries as e
 from perdure.core.errors import AgentUnknownError, InputInvalidError, PerdureError, SessionBusyError
 from perdure.core.ids import child_id
 from perdure.core.records import Question
-from perdure.core.values import pack
+from perdure.core.values import Payload, pack
 from perdure.engines.embedded import works
-from perdure.engines.embedded.host import Host, OpenCall
+from perdure.engines.embedded.host import Host
+from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.steps import failure_of
 from perdure.engines.embedded.waits import position, record
 from perdure.ports import Transaction
@@ -101,9 +102,7 @@ def _send(
         target = tx.run(request.to)
         if target is None or target.status.is_ended:
             return e.MessageSent, {"to": request.to, "delivered": False}
-        works.send(
-            tx, request.to, request.name, payload, blobs, sender=host.run_id, now_ms=now_ms, key=key
-        )
+        works.send(tx, request.to, request.name, payload, blobs, sender=host.run_id, now_ms=now_ms, key=key)
         touched.append(request.to)
         return e.MessageSent, {"to": request.to}
 
@@ -118,7 +117,11 @@ def _publish(
     targets = [agent for agent in engine.agents.values() if request.name in agent.subscribes]
     news = [
         engine.new_run(
-            agent, payload, blobs, id=f"{child_id(host.run_id, open_call.number)}.{index}", session=request.key
+            agent,
+            payload,
+            blobs,
+            id=f"{child_id(host.run_id, open_call.number)}.{index}",
+            session=request.key,
         )
         for index, agent in enumerate(sorted(targets, key=lambda item: item.name))
     ]
@@ -166,7 +169,8 @@ def _state_get(host: Host, request: StateGetCall) -> Any:
 
 
 def _state_set(worker: Worker, host: Host, request: StateSetCall) -> Any:
-    payload, blobs = None, {}
+    payload: Payload | None = None
+    blobs: dict[str, bytes] = {}
     if request.value is not None:
         payload, blobs = pack(request.value, worker.engine.settings.payload_bytes_max)
 

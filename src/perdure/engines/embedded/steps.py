@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 from perdure.agents.requests import StepCall
 from perdure.agents.step import Step
 from perdure.core import entries as e
-from perdure.core.errors import PerdureError, RefusedError, ResultInvalidError, StepError, StepTimeoutError, UsageError
+from perdure.core.errors import (
+    PerdureError,
+    RefusedError,
+    ResultInvalidError,
+    StepError,
+    StepTimeoutError,
+    UsageError,
+)
 from perdure.core.limits import ERROR_TEXT_MAX
 from perdure.core.values import pack
-from perdure.engines.embedded.host import Host, OpenCall
+from perdure.engines.embedded.host import Host
+from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.waits import position, record
 from perdure.kernel.retry import JITTER_BITS, delay_ms
 from perdure.ports import Transaction
@@ -33,7 +41,11 @@ async def run_step(worker: Worker, host: Host, open_call: OpenCall) -> None:
         telemetry = worker.engine.telemetry
         try:
             if telemetry.is_on:
-                attributes = {"perdure.run": host.run_id, "perdure.step": step.name, "perdure.attempt": attempt}
+                attributes: dict[str, str | int | float | bool] = {
+                    "perdure.run": host.run_id,
+                    "perdure.step": step.name,
+                    "perdure.attempt": attempt,
+                }
                 with telemetry.span("perdure.step", attributes):
                     data = await _attempt(worker, step, request.arguments)
             else:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from perdure.agents.requests import ANSWER_TOPIC, AskCall, ReceiveCall, ResultCall, SleepCall
 from perdure.core import entries as e
 from perdure.core.records import Status
 from perdure.core.values import NULL, Payload
-from perdure.engines.embedded.host import Host, OpenCall
+from perdure.engines.embedded.host import Host
+from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.works import cancel
 from perdure.kernel.machine import transition
 from perdure.ports.store import Transaction
@@ -41,7 +43,15 @@ def position(host: Host, now_ms: int) -> dict[str, int]:
     return {"seq": host.seq + 1, "at_ms": max(now_ms, host.at_ms)}
 
 
-def settle(tx: Transaction, host: Host, waits: Sequence[OpenCall], timers: Sequence[tuple[int, int]], *, may_park: bool, now_ms: int) -> Settled:
+def settle(
+    tx: Transaction,
+    host: Host,
+    waits: Sequence[OpenCall],
+    timers: Sequence[tuple[int, int]],
+    *,
+    may_park: bool,
+    now_ms: int,
+) -> Settled:
     """End the first wait that can end; else park the run if it may.
 
     Args:
@@ -54,7 +64,9 @@ def settle(tx: Transaction, host: Host, waits: Sequence[OpenCall], timers: Seque
     """
     row = tx.run(host.run_id)
     if row is not None and row.cancel_reason is not None and host.cancel is None:
-        asked = e.CancelRequested(**position(host, now_ms), reason=row.cancel_reason, code=row.cancel_code or "run-cancelled")
+        asked = e.CancelRequested(
+            **position(host, now_ms), reason=row.cancel_reason, code=row.cancel_code or "run-cancelled"
+        )
         return Settled(entry=record(tx, host, asked))
     if host.deadline_ms is not None and now_ms >= host.deadline_ms and host.cancel is None:
         reason = "the deadline passed"
@@ -84,7 +96,12 @@ def settle(tx: Transaction, host: Host, waits: Sequence[OpenCall], timers: Seque
 def _ended(tx: Transaction, host: Host, call: OpenCall, now_ms: int) -> e.Entry | None:
     """The entry that ends a wait now, if there is one."""
     request = call.request
-    common = {**position(host, now_ms), "call": call.number, "name": request.name, "digest": request.digest}
+    common: dict[str, Any] = {
+        **position(host, now_ms),
+        "call": call.number,
+        "name": request.name,
+        "digest": request.digest,
+    }
     due_ms = call.wait_due_ms
     is_due = due_ms is not None and now_ms >= due_ms
     match request:
@@ -118,16 +135,16 @@ def _ended(tx: Transaction, host: Host, call: OpenCall, now_ms: int) -> e.Entry 
             return None
 
 
-def _child_end(tx: Transaction, child: str, common: dict[str, object]) -> e.Entry | None:
+def _child_end(tx: Transaction, child: str, common: dict[str, Any]) -> e.Entry | None:
     row = tx.run(child)
     if row is None:
-        error = e.Failure(code="run-unknown", message=f"no run has the id `{child}`")
-        return e.ChildEnded(**common, child=child, error=error)  # type: ignore[arg-type]
+        unknown = e.Failure(code="run-unknown", message=f"no run has the id `{child}`")
+        return e.ChildEnded(**common, child=child, error=unknown)
     if not row.status.is_ended:
         return None
     last = tx.journal(child, after=row.seq - 1)[-1]
     result, error = outcome_of(last)
-    return e.ChildEnded(**common, child=child, result=result, error=error)  # type: ignore[arg-type]
+    return e.ChildEnded(**common, child=child, result=result, error=error)
 
 
 def outcome_of(last: e.Entry) -> tuple[Payload | None, e.Failure | None]:

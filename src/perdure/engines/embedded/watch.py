@@ -25,6 +25,7 @@ class Watchers:
 
     def __init__(self) -> None:
         self._events: dict[str, set[asyncio.Event]] = {}
+        self._ends: dict[str, set[asyncio.Event]] = {}
         self._queues: dict[str, set[asyncio.Queue[Live | None]]] = {}
 
     def tell(self, run: str) -> None:
@@ -40,16 +41,17 @@ class Watchers:
             queue.put_nowait(Live(run, kind, data))
 
     @contextmanager
-    def changes(self, run: str) -> Iterator[asyncio.Event]:
-        """An event that is set at each change of a run; the watcher clears it."""
+    def changes(self, run: str, *, only_end: bool = False) -> Iterator[asyncio.Event]:
+        """An event that is set at each change of a run (or at its end and when it is blocked); clear it yourself."""
         event = asyncio.Event()
-        self._events.setdefault(run, set()).add(event)
+        waiting = self._ends if only_end else self._events
+        waiting.setdefault(run, set()).add(event)
         try:
             yield event
         finally:
-            self._events[run].discard(event)
-            if not self._events[run]:
-                del self._events[run]
+            waiting[run].discard(event)
+            if not waiting[run]:
+                del waiting[run]
 
     @contextmanager
     def live(self, run: str) -> Iterator[asyncio.Queue[Live | None]]:
@@ -64,8 +66,10 @@ class Watchers:
                 del self._queues[run]
 
     def end(self, run: str) -> None:
-        """A run has ended: live watchers stop."""
+        """A run has ended or is blocked: live watchers stop."""
         self.tell(run)
+        for event in self._ends.get(run, ()):
+            event.set()
         for queue in self._queues.get(run, ()):
             if queue.full():
                 queue.get_nowait()
@@ -73,7 +77,5 @@ class Watchers:
 
     def close(self) -> None:
         """Wake everyone: the engine has stopped."""
-        for run in list(self._events):
-            self.tell(run)
-        for run in list(self._queues):
+        for run in [*self._events, *self._ends, *self._queues]:
             self.end(run)

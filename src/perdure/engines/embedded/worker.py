@@ -20,7 +20,8 @@ from perdure.core.errors import (
 from perdure.core.records import RunRecord, Status
 from perdure.core.values import Payload
 from perdure.engines.embedded.ending import finish, stop_at_once
-from perdure.engines.embedded.host import Host, OpenCall
+from perdure.engines.embedded.host import Host
+from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.perform import perform
 from perdure.engines.embedded.steps import run_step
 from perdure.engines.embedded.waits import Settled, position, record, settle
@@ -57,7 +58,9 @@ class Worker:
                 return
             engine.forget(known)
         try:
-            journal = _first(run, fresh) if fresh is not None else engine.store.read(lambda tx: tx.journal(run.id))
+            journal = (
+                _first(run, fresh) if fresh is not None else engine.store.read(lambda tx: tx.journal(run.id))
+            )
         except CorruptError as error:
             self._block_row(run, error)
             return
@@ -77,7 +80,9 @@ class Worker:
         try:
             state = fold(journal)
             if run.cancel_reason is not None and (state.seq == 1 or state.status is Status.BLOCKED):
-                self._work(host, stop_at_once(self, host, run.cancel_reason, run.cancel_code or "run-cancelled"))
+                self._work(
+                    host, stop_at_once(self, host, run.cancel_reason, run.cancel_code or "run-cancelled")
+                )
                 return
             rules = Rules(agent.version, engine.settings.recoveries_max, engine.settings.migrate)
             match decide(state, engine.clock.now_ms(), rules):
@@ -86,7 +91,10 @@ class Worker:
                     return
                 case Block(error=error, expected=expected, found=found):
                     kind = QuarantinedError if error.code == "run-quarantined" else BlockedError
-                    self._work(host, self._block(host, kind(error.message, expected=expected, found=found), error.code))
+                    self._work(
+                        host,
+                        self._block(host, kind(error.message, expected=expected, found=found), error.code),
+                    )
                     return
                 case RequestCancel() | Drive():  # the deadline is noticed when the waits are looked at
                     pass
@@ -124,7 +132,11 @@ class Worker:
 
     def drop_call(self, host: Host, open_call: OpenCall) -> None:
         """The agent gave up on a call."""
-        if open_call.task is not None and isinstance(open_call.request, StepCall) and not open_call.is_recording:
+        if (
+            open_call.task is not None
+            and isinstance(open_call.request, StepCall)
+            and not open_call.is_recording
+        ):
             open_call.task.cancel()
         if isinstance(open_call.request, AskCall) and host.is_live:
             number = open_call.number
@@ -239,10 +251,13 @@ class Worker:
             return
         host.is_settling = True
         host.must_settle = False
-        may_park = host.busy == 0
-        self._work(host, self._settle(host, may_park=may_park))
+        self._work(host, self._settle(host))
 
-    async def _settle(self, host: Host, *, may_park: bool) -> None:
+    async def _settle(self, host: Host) -> None:
+        if host.is_closed:
+            return
+        # Taken in one go with the waits, just before the work is queued: nothing else of the run is under way.
+        may_park = host.busy == 1 and not host.buffer
         waits = host.waits()
         timers = sorted((round(timer.when() * 1000), number) for number, timer in host.loop.timers.items())
         now_ms = self.wall_ms()
@@ -265,7 +280,9 @@ class Worker:
         if found.entry is not None:
             self.deliver(host, found.entry)
         if found.parked:
+            due_ms = host.next_due_ms()
             self.engine.rest(host)
+            self.engine.dispatcher.due_by(due_ms)
         elif found.entry is None and host.must_settle:
             self.settle(host, forced=True)
         elif found.entry is None:
@@ -337,7 +354,9 @@ class Worker:
             await asyncio.sleep(wait_ms / 1000)
             now_ms = self.wall_ms()
             try:
-                await self.engine.store.transact(lambda tx: tx.move(name, fence, Status.QUEUED, now_ms=now_ms))
+                await self.engine.store.transact(
+                    lambda tx: tx.move(name, fence, Status.QUEUED, now_ms=now_ms)
+                )
             except FenceError:
                 return  # it has ended, or another worker has it
             except UnavailableError:
@@ -354,5 +373,3 @@ def _first(run: RunRecord, new: NewRun) -> list[e.AnyEntry]:
         session=new.session, parent=new.parent, deadline_ms=new.deadline_ms,
     )  # fmt: skip
     return [started]
-
-

@@ -24,7 +24,9 @@ from perdure.core.values import Payload
 from perdure.kernel.machine import transition
 from perdure.ports.store import Transaction
 
-OPERATOR = "operator"  # the worker name under which control works hold a lease for the time of one transaction
+OPERATOR = (
+    "operator"  # the worker name under which control works hold a lease for the time of one transaction
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,9 @@ def find(tx: Transaction, run_id: str) -> RunRecord:
     return record
 
 
-def start(tx: Transaction, new: NewRun, now_ms: int, *, worker: str | None = None) -> tuple[RunRecord, list[str]]:
+def start(
+    tx: Transaction, new: NewRun, now_ms: int, *, worker: str | None = None
+) -> tuple[RunRecord, list[str]]:
     """Accept a run, once per id and per idempotency key; its row and the runs to look after.
 
     With ``worker`` a run that need not wait is claimed in the same transaction.
@@ -111,7 +115,9 @@ def start(tx: Transaction, new: NewRun, now_ms: int, *, worker: str | None = Non
 
 
 def _is_repeat(ahead: list[RunRecord], new: NewRun) -> bool:
-    return new.idempotency_key is not None and any(run.idempotency_key == new.idempotency_key for run in ahead)
+    return new.idempotency_key is not None and any(
+        run.idempotency_key == new.idempotency_key for run in ahead
+    )
 
 
 def wake(tx: Transaction, run_id: str, now_ms: int) -> None:
@@ -144,7 +150,14 @@ def send(
 
 
 def answer(
-    tx: Transaction, run_id: str, call: int, body: Payload, blobs: Mapping[str, bytes], *, sender: str, now_ms: int
+    tx: Transaction,
+    run_id: str,
+    call: int,
+    body: Payload,
+    blobs: Mapping[str, bytes],
+    *,
+    sender: str,
+    now_ms: int,
 ) -> int:
     """Answer a question, once.
 
@@ -154,12 +167,16 @@ def answer(
     find(tx, run_id)
     topic = f"{ANSWER_TOPIC}{call}"
     if not any(item.call == call for item in tx.questions(run_id)) or tx.has_mail(run_id, topic):
-        message = f"run `{run_id}` has no open question in call {call}; `perdure runs show {run_id}` lists them"
+        message = (
+            f"run `{run_id}` has no open question in call {call}; `perdure runs show {run_id}` lists them"
+        )
         raise QuestionUnknownError(message, run=run_id, call=call)
     return send(tx, run_id, topic, body, blobs, sender=sender, now_ms=now_ms)
 
 
-def cancel(tx: Transaction, run_id: str, reason: str, now_ms: int, *, code: str = "run-cancelled") -> list[str]:
+def cancel(
+    tx: Transaction, run_id: str, reason: str, now_ms: int, *, code: str = "run-cancelled"
+) -> list[str]:
     """Ask for a run and its unfinished children to be cancelled; the runs to look after.
 
     Raises:
@@ -172,7 +189,11 @@ def cancel(tx: Transaction, run_id: str, reason: str, now_ms: int, *, code: str 
         if record.status.is_ended:
             continue
         tx.request_cancel(record.id, reason, code)
-        for status, event in ((Status.WAITING, "wake"), (Status.PENDING, "turn"), (Status.BLOCKED, "unblock")):
+        for status, event in (
+            (Status.WAITING, "wake"),
+            (Status.PENDING, "turn"),
+            (Status.BLOCKED, "unblock"),
+        ):
             tx.set_status(record.id, status, transition(status, event), now_ms=now_ms)
         touched.append(record.id)
         pending.extend(tx.children(record.id))
@@ -199,7 +220,9 @@ def resume(tx: Transaction, run_id: str, now_ms: int, *, version: str | None) ->
     return record
 
 
-def end_effects(tx: Transaction, record_id: str, agent: str, session: str | None, parent: str | None, now_ms: int) -> list[str]:
+def end_effects(
+    tx: Transaction, record_id: str, agent: str, session: str | None, parent: str | None, now_ms: int
+) -> list[str]:
     """What the end of a run sets free: its parent, and the next run of its session."""
     touched: list[str] = []
     if parent is not None:
@@ -214,7 +237,14 @@ def end_effects(tx: Transaction, record_id: str, agent: str, session: str | None
 
 
 def fork(
-    tx: Transaction, origin: str, new_id: str, at: int, changes: Mapping[int, e.Entry], *, chance: int, now_ms: int
+    tx: Transaction,
+    origin: str,
+    new_id: str,
+    at: int,
+    changes: Mapping[int, e.Entry],
+    *,
+    chance: int,
+    now_ms: int,
 ) -> RunRecord:
     """Copy the first ``at`` entries of a run's journal into a new run and let that go on from there.
 
@@ -224,10 +254,16 @@ def fork(
     record = find(tx, origin)
     journal = tx.journal(origin, limit=at)
     if not 1 <= at <= record.seq or len(journal) != at:
-        raise ForkInvalidError(f"run `{origin}` has entries 1 to {record.seq}; `at` is {at}", run=origin, at=at)
-    kept: list[e.Entry] = [changes.get(entry.seq, entry) for entry in journal if not isinstance(entry, e.ENDINGS)]
+        raise ForkInvalidError(
+            f"run `{origin}` has entries 1 to {record.seq}; `at` is {at}", run=origin, at=at
+        )
+    kept: list[e.Entry] = [
+        changes.get(entry.seq, entry) for entry in journal if not isinstance(entry, e.ENDINGS)
+    ]
     if len(kept) != at:
-        raise ForkInvalidError(f"entry {at} ends run `{origin}`; fork at {record.seq - 1} or before", run=origin, at=at)
+        raise ForkInvalidError(
+            f"entry {at} ends run `{origin}`; fork at {record.seq - 1} or before", run=origin, at=at
+        )
     forked = e.RunForked(
         seq=at + 1, at_ms=max(now_ms, journal[-1].at_ms), origin=origin, at=at, chance=chance,
         changed=tuple(sorted(changes)),

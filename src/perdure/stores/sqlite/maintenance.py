@@ -58,7 +58,9 @@ def sizes(path: Path) -> dict[str, int]:
     try:
         tables = ("runs", "journal", "mail", "blobs", "questions", "schedules")
         found = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}  # noqa: S608
-        pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        pages, size = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+        )
         return {**found, "bytes": pages * size}
     finally:
         connection.close()

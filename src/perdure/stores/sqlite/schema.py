@@ -22,7 +22,9 @@ BUSY_MS = 10_000  # how long a writer waits for a writer of another process (a c
 CACHE_KIB = 16_384
 
 
-def open_connection(path: Path | str, *, durability: str = "full", read_only: bool = False) -> sqlite3.Connection:
+def open_connection(
+    path: Path | str, *, durability: str = "full", read_only: bool = False
+) -> sqlite3.Connection:
     """A connection to an existing or new database, migrated to the newest schema (unless ``read_only``).
 
     Raises:
@@ -63,7 +65,9 @@ def _migrate(connection: sqlite3.Connection, *, read_only: bool) -> None:
     if tables and owner != APPLICATION_ID:
         raise DataDirInvalidError("the database belongs to another program; choose another data directory")
     if version > newest:
-        message = f"the database has schema {version} and this version of Perdure knows {newest}; upgrade Perdure"
+        message = (
+            f"the database has schema {version} and this version of Perdure knows {newest}; upgrade Perdure"
+        )
         raise DataDirInvalidError(message, found=version, expected=newest)
     if read_only:
         return
@@ -91,8 +95,16 @@ def translate(error: sqlite3.Error) -> PerdureError:
     if code.startswith("SQLITE_READONLY") or "readonly" in text:
         return StoreReadOnlyError("the database cannot be written; check the rights of the data directory")
     if code.startswith("SQLITE_CANTOPEN") or "unable to open" in text:
-        return StoreReadOnlyError("the database cannot be opened; check that the data directory exists and its rights")
-    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "malformed" in text or "not a database" in text:
-        message = f"the database is damaged ({text}); restore a backup, or salvage it with `sqlite3 ... .recover`"
+        return StoreReadOnlyError(
+            "the database cannot be opened; check that the data directory exists and its rights"
+        )
+    if (
+        code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+        or "malformed" in text
+        or "not a database" in text
+    ):
+        message = (
+            f"the database is damaged ({text}); restore a backup, or salvage it with `sqlite3 ... .recover`"
+        )
         return CorruptError(message)
     return StoreUnavailableError(f"the store did not confirm the write ({code or 'SQLite'}: {text})")

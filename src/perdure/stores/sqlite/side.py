@@ -115,7 +115,8 @@ class SideTables:
     def state(self, agent: str, session: str, key: str) -> Payload | None:
         """A value of a session's state."""
         row = self._execute(
-            "SELECT value FROM session_state WHERE agent = ? AND session = ? AND key = ?", (agent, session, key)
+            "SELECT value FROM session_state WHERE agent = ? AND session = ? AND key = ?",
+            (agent, session, key),
         ).fetchone()
         return None if row is None else _payload(row[0])
 
@@ -129,7 +130,9 @@ class SideTables:
             )
             return
         self.put_blobs(blobs)
-        self._execute("INSERT OR REPLACE INTO session_state VALUES (?, ?, ?, ?)", (agent, session, key, _encode(value)))
+        self._execute(
+            "INSERT OR REPLACE INTO session_state VALUES (?, ?, ?, ?)", (agent, session, key, _encode(value))
+        )
 
     # -- schedules
     def schedules(self, due_ms: int | None = None) -> list[Schedule]:

@@ -141,7 +141,9 @@ class SqliteTransaction(SideTables):
             (status, wake_ms, code, ended_ms, now_ms, run_id, fence),
         )
         if cursor.rowcount != 1:
-            raise FenceError(f"run `{run_id}` was taken over: fence {fence} is stale", run=run_id, fence=fence)
+            raise FenceError(
+                f"run `{run_id}` was taken over: fence {fence} is stale", run=run_id, fence=fence
+            )
 
     def set_status(self, run_id: str, before: Status, after: Status, *, now_ms: int) -> bool:
         """Set the status of a run without a lease, if it is ``before``."""
@@ -276,7 +278,9 @@ class SqliteTransaction(SideTables):
         return None if row is None else row[0]
 
 
-SUSPECT_RECOVERIES = 2  # in flight at this many crashes in a row: claimed one at a time, to find the one that kills
+SUSPECT_RECOVERIES = (
+    2  # in flight at this many crashes in a row: claimed one at a time, to find the one that kills
+)
 
 
 def _record(row: tuple[Any, ...]) -> RunRecord:

@@ -1,0 +1,106 @@
+"""Open calls: durable calls of a run in memory that have not ended, and what a run needs of its engine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+from perdure.agents.requests import WAITS, Request
+from perdure.core import entries as e
+from perdure.core.values import Payload
+
+if TYPE_CHECKING:
+    from perdure.engines.embedded.host import Host
+
+
+class Driver(Protocol):
+    """What a host needs of its engine."""
+
+    def launch(self, host: Host, open_call: OpenCall) -> None:
+        """Begin to work on a call; its end comes back as an entry."""
+        ...
+
+    def drop_call(self, host: Host, open_call: OpenCall) -> None:
+        """The agent gave up on a call: stop working on it."""
+        ...
+
+    def bytes_of(self, payload: Payload) -> bytes:
+        """The JSON of a payload, fetched if it is a blob."""
+        ...
+
+    def show(self, host: Host, kind: str, data: Any) -> None:
+        """Pass something on to live watchers."""
+        ...
+
+    def record_patch(self, host: Host, name: str) -> None:
+        """Append ``PatchApplied``."""
+        ...
+
+    def wall_ms(self) -> int:
+        """The time of day."""
+        ...
+
+
+class CallFuture(asyncio.Future[Any]):
+    """The future of a durable call; tells the host when the agent gives it up."""
+
+    open_call: OpenCall
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Give the call up."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.open_call.host.give_up(self.open_call)
+        return cancelled
+
+
+class OpenCall:
+    """A durable call that has not ended."""
+
+    __slots__ = (
+        "asked",
+        "attempt",
+        "due_ms",
+        "future",
+        "host",
+        "is_recording",
+        "number",
+        "request",
+        "since_ms",
+        "task",
+    )
+
+    def __init__(self, host: Host, number: int, request: Request, since_ms: int) -> None:
+        self.host = host
+        self.number = number
+        self.request = request
+        self.since_ms = since_ms
+        self.future = CallFuture(loop=host.loop)
+        self.future.open_call = self
+        self.task: asyncio.Task[None] | None = None
+        self.attempt = 0
+        self.asked = False
+        self.is_recording = False  # its end is on its way into the journal: too late to give it up
+        self.due_ms: int | None = None
+
+    @property
+    def wait_due_ms(self) -> int | None:
+        """Until when a waiting call waits."""
+        if self.due_ms is not None:
+            return self.due_ms
+        span = getattr(self.request, "ms", None)
+        span = getattr(self.request, "timeout_ms", None) if span is None else span
+        return None if span is None else self.since_ms + span
+
+
+def is_wait(call: OpenCall) -> bool:
+    """Whether only time or the store can end a call (a step between two attempts waits too)."""
+    return isinstance(call.request, WAITS) or (call.due_ms is not None and call.task is None)
+
+
+def note(open_call: OpenCall, entry: e.Entry) -> None:
+    if isinstance(entry, e.StepRetried):
+        open_call.attempt = entry.attempt
+        open_call.due_ms = entry.due_ms
+    elif isinstance(entry, e.QuestionAsked):
+        open_call.asked = True

@@ -1,0 +1,31 @@
+"""Forks: what may be changed in the copied part of a journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from perdure.agents.codec import to_json
+from perdure.core import entries as e
+from perdure.core.errors import ForkInvalidError
+from perdure.core.values import pack
+
+
+def changed_entry(entry: e.Entry, value: Any, limit: int) -> e.Entry:
+    """An entry with another result (or input); blobs are not made here, so up to 64 KiB."""
+    payload, blobs = pack(to_json(value), limit)
+    if blobs:
+        raise ForkInvalidError("a changed value may have at most 64 KiB")
+    match entry:
+        case e.RunStarted():
+            return msgspec.structs.replace(entry, input=payload)
+        case e.StepCompleted():
+            return msgspec.structs.replace(entry, result=payload)
+        case e.MessageReceived() | e.QuestionAnswered():
+            return msgspec.structs.replace(entry, body=payload)
+        case _:
+            kind = type(entry).__name__
+            raise ForkInvalidError(
+                f"entry {entry.seq} is `{kind}`, which has no result to change", seq=entry.seq
+            )
