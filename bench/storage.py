@@ -29,7 +29,7 @@ async def measure(name: str, directory: Path, *, points: list[int]) -> dict[str,
 
 
 async def _perdure_turns(subject: Any, points: list[int]) -> dict[int, int]:
-    handle = await subject.runtime.start("session", [points[-1]])
+    handle = await subject.runtime.start("session", {"turns": points[-1]})
     sizes: dict[int, int] = {}
     done = 0
     empty = probe.count

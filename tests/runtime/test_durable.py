@@ -203,7 +203,6 @@ async def test_plain_asyncio_is_the_same_on_replay(open_runtime: Open) -> None:
     async with open_runtime() as runtime:
         handle = await runtime.start("plain-asyncio")
         await until(runtime, handle.id, Status.WAITING)
-        steps = dict(CALLS)
     async with open_runtime() as runtime:
         handle = runtime.run(handle.id)
         await handle.send("go", 7)
@@ -280,7 +279,9 @@ async def test_cron_starts_one_run_per_occurrence(open_runtime: Open) -> None:
         assert row.next_ms % 60_000 == 0
         import msgspec
 
-        due = msgspec.structs.replace(row, next_ms=row.next_ms - 600_000)  # as if nothing had run for ten minutes
+        due = msgspec.structs.replace(
+            row, next_ms=row.next_ms - 600_000
+        )  # as if nothing had run for ten minutes
         await runtime.store.transact(lambda tx: tx.put_schedule(due))
         await until_count(runtime, 1)
         assert runtime.schedules()[0].next_ms == row.next_ms
@@ -316,8 +317,8 @@ async def test_limits_of_an_agent_and_priorities(open_runtime: Open) -> None:
 
 
 async def test_large_payloads_are_kept_once_as_blobs(open_runtime: Open) -> None:
-    from perdure.stores.sqlite import sizes
     from perdure.runtime.datadir import DATABASE
+    from perdure.stores.sqlite import sizes
 
     async with open_runtime() as runtime:
         handle = await runtime.start("listener", 1)

@@ -53,7 +53,7 @@ class Child:
         self.agent = agent
         self._run = run
 
-    def result(self, type: Any = Any) -> Awaitable[Any]:  # noqa: A002 - the field's word
+    def result(self, type: Any = Any) -> Awaitable[Any]:
         """Wait for the child's end.
 
         Args:
@@ -172,7 +172,7 @@ class Run:
     # -- messages
     def receive(
         self, topic: str, *, timeout: float | None = None, type: Any = Any
-    ) -> Awaitable[Message | None]:  # noqa: A002
+    ) -> Awaitable[Message | None]:
         """The oldest message of a topic in this run's mailbox; waits for one.
 
         Args:
@@ -211,7 +211,7 @@ class Run:
             )
         )
 
-    def ask(self, question: Any, *, timeout: float | None = None, type: Any = Any) -> Awaitable[Any]:  # noqa: A002
+    def ask(self, question: Any, *, timeout: float | None = None, type: Any = Any) -> Awaitable[Any]:
         """Put a question to a human and wait for the answer, which arrives as a message.
 
         Returns:
@@ -226,7 +226,7 @@ class Run:
     async def spawn(
         self,
         agent: str,
-        input: Any = None,  # noqa: A002 - the field's word
+        input: Any = None,
         *,
         session: str | None = None,
         priority: int = 0,

@@ -246,11 +246,11 @@ class BrokenInvariantError(BlockedError):
 
 
 # -- control flow --------------------------------------------------------------------------------
-class Suspended(BaseException):  # noqa: N818 - control flow, not an error
+class Suspended(BaseException):
     """Raised by durable calls of a run that was evicted from memory, so that no ``finally`` acts on the world."""
 
 
-def invariant(condition: bool, message: str, **facts: Any) -> None:
+def invariant(condition: object, message: str, **facts: Any) -> None:
     """Raise :class:`BrokenInvariantError` unless ``condition`` holds (never stripped, unlike ``assert``)."""
     if not condition:
         raise BrokenInvariantError(message, **facts)

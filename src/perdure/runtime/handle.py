@@ -89,7 +89,7 @@ class RunHandle:
             while (item := await queue.get()) is not None:
                 yield item
 
-    async def result(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - part of the contract
+    async def result(self, timeout: float | None = None) -> Any:
         """Wait for the end and return the result as plain data.
 
         Raises:

@@ -135,7 +135,7 @@ class Runtime:
     async def start(
         self,
         agent: str,
-        input: Any = None,  # noqa: A002 - the field's word
+        input: Any = None,
         *,
         session: str | None = None,
         idempotency_key: str | None = None,
@@ -308,7 +308,7 @@ class Runtime:
 
     async def schedule(
         self, name: str, cron: str, agent: str, input: Any = None, *, timezone: str = "UTC"
-    ) -> None:  # noqa: A002
+    ) -> None:
         """Start a run of ``agent`` at every time of a cron expression; a schedule of that name is replaced.
 
         Each occurrence starts one run, also with several workers; those missed while nothing ran are made up by one.
@@ -323,7 +323,7 @@ class Runtime:
         payload, _ = pack(data, min(self.settings.payload_bytes_max, 64 * 1024))
         try:
             next_ms = next_time_ms(cron, timezone, self._clock.now_ms())
-        except (ValueError, KeyError, LookupError, StopIteration, Exception) as error:  # noqa: BLE001 - cronsim's and zoneinfo's own
+        except (ValueError, KeyError, LookupError, StopIteration, Exception) as error:
             message = f"schedule `{name}`: `{cron}` in `{timezone}` is no cron expression in a known time zone: {error}"
             raise DefinitionError(message) from error
         row = Schedule(

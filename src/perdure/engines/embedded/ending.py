@@ -32,7 +32,7 @@ async def finish(worker: Worker, host: Host, *, failure: e.Failure | None = None
         try:
             kind, event, fields, blobs = _outcome(worker, host)
         except BlockedError as error:  # a broken invariant or replay mismatch that came out through the agent
-            await worker._block(host, error, error.code)  # noqa: SLF001 - one subject in two modules
+            await worker._block(host, error, error.code)
             return
     await _end(worker, host, kind, event, fields, blobs)
 

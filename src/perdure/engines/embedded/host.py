@@ -37,7 +37,9 @@ class Host:
     def __init__(self, driver: Driver, record: RunRecord, agent: Agent) -> None:
         self.driver = driver
         self.run_id = record.id
-        self.names: list[str] = [record.id]  # what ``run.id`` says, now and after each fork that is still to come
+        self.names: list[str] = [
+            record.id
+        ]  # what ``run.id`` says, now and after each fork that is still to come
         self.agent = agent
         self.session = record.session
         self.parent = record.parent

@@ -68,7 +68,7 @@ class RunLoop(asyncio.AbstractEventLoop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 coroutine = task.get_coro()
                 try:
-                    coroutine.close()  # type: ignore[union-attr]
+                    coroutine.close()
                 except (Suspended, RuntimeError, Exception):  # noqa: BLE001, S110 - the run is gone; nobody to tell
                     pass
         self.tasks.clear()

@@ -99,6 +99,7 @@ def is_wait(call: OpenCall) -> bool:
 
 
 def note(open_call: OpenCall, entry: e.Entry) -> None:
+    """Take in an entry about a call that stays open."""
     if isinstance(entry, e.StepRetried):
         open_call.attempt = entry.attempt
         open_call.due_ms = entry.due_ms

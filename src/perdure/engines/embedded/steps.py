@@ -79,8 +79,9 @@ async def _attempt(worker: Worker, step: Step[..., Any], arguments: bytes) -> by
     args, kwargs = step.decode_arguments(arguments)
     if step.timeout_ms is None:
         return step.encode_result(await _call(worker, step, args, kwargs))
+    limit = asyncio.timeout(step.timeout_ms / 1000)
     try:
-        async with asyncio.timeout(step.timeout_ms / 1000) as limit:
+        async with limit:
             value = await _call(worker, step, args, kwargs)
     except TimeoutError as error:
         if not limit.expired():

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from perdure.agents.requests import AskCall, StepCall, WAITS
+from perdure.agents.requests import WAITS, AskCall, StepCall
 from perdure.core import entries as e
 from perdure.core.errors import (
     BlockedError,

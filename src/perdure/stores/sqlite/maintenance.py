@@ -57,7 +57,7 @@ def sizes(path: Path) -> dict[str, int]:
     connection = open_connection(path, read_only=True)
     try:
         tables = ("runs", "journal", "mail", "blobs", "questions", "schedules")
-        found = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}  # noqa: S608
+        found = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
         pages, size = (
             connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
         )

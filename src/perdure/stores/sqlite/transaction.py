@@ -19,10 +19,27 @@ _COLUMNS = (
     "(SELECT coalesce(max(seq), 0) FROM journal WHERE run = runs.key), ready_ms, wake_ms, deadline_ms, recoveries, "
     "cancel_reason, cancel_code, code, ended_ms"
 )
-_FIELDS = (
-    "id agent status created_ms session idempotency_key parent priority fence worker seq ready_ms wake_ms "
-    "deadline_ms recoveries cancel_reason cancel_code code ended_ms"
-).split()
+_FIELDS = [
+    "id",
+    "agent",
+    "status",
+    "created_ms",
+    "session",
+    "idempotency_key",
+    "parent",
+    "priority",
+    "fence",
+    "worker",
+    "seq",
+    "ready_ms",
+    "wake_ms",
+    "deadline_ms",
+    "recoveries",
+    "cancel_reason",
+    "cancel_code",
+    "code",
+    "ended_ms",
+]
 _ENDED = "('completed', 'failed', 'cancelled')"
 
 # Fence and order are checked by the insert itself: one statement on the hot path. No row means a newer lease, a run
@@ -80,7 +97,7 @@ class SqliteTransaction(SideTables):
         return rows[0] if rows else None
 
     def _many(self, where: str, values: Sequence[Any]) -> list[RunRecord]:
-        query = f"SELECT {_COLUMNS} FROM runs WHERE {where}"  # noqa: S608 - constants of this module only
+        query = f"SELECT {_COLUMNS} FROM runs WHERE {where}"
         return [_record(row) for row in self._execute(query, values)]
 
     def runs(self, want: RunFilter) -> list[RunRecord]:
@@ -213,7 +230,7 @@ class SqliteTransaction(SideTables):
     def claim(
         self,
         worker: str,
-        now_ms: int,
+        now_ms: int,  # noqa: ARG002 - other stores keep the time of a claim
         *,
         room: Mapping[str, int],
         limit: int,

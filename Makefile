@@ -1,0 +1,43 @@
+# Everything sets itself up: a fresh machine needs Python (3.11 or later) and make.
+PY := .venv/bin/python
+
+.PHONY: demo test check bench sim torture fmt setup clean
+
+.setup/dev: pyproject.toml uv.lock scripts/setup
+	@sh scripts/setup dev
+	@mkdir -p .setup && touch $@
+
+.setup/bench: pyproject.toml uv.lock scripts/setup
+	@sh scripts/setup bench
+	@mkdir -p .setup && touch $@
+
+setup: .setup/dev
+
+demo: .setup/dev  ## the invoice desk, killed half-way (FOLDER=... for your own mails)
+	@$(PY) -m perdure.demo $(FOLDER)
+
+test: .setup/dev  ## the everyday suite
+	@$(PY) -m pytest -q $(ARGS)
+
+check: .setup/dev  ## format, lint, types, rooms, tidy and docs
+	@.venv/bin/ruff format --check src tests bench
+	@.venv/bin/ruff check src tests bench
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache
+	@$(PY) -m pytest -q tests/house
+
+sim: .setup/dev  ## 200 simulated worlds (ARGS="--seeds 5000" for more)
+	@$(PY) -m perdure.testing.simulate --seeds 200 $(ARGS)
+
+torture: .setup/dev  ## kill -9 of real workers at every journal boundary and at random
+	@$(PY) -m perdure.testing.torture $(ARGS)
+
+bench: .setup/dev .setup/bench  ## figures and rivals, side by side in one run
+	@$(PY) -m bench $(ARGS)
+
+fmt: .setup/dev
+	@.venv/bin/ruff format src tests bench
+	@.venv/bin/ruff check --fix src tests bench
+
+clean:
+	@rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache
