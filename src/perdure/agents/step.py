@@ -43,7 +43,7 @@ class Step(Generic[P, T]):
     ) -> None:
         _check_portable(function)
         self.function = function
-        self.name = checked_name("the name of a step", name or function.__qualname__)
+        self.name = checked_name("the name of a step", function.__qualname__ if name is None else name)
         what = f"step `{self.name}`"
         if not 0 <= retries <= RETRIES_MAX:
             raise DefinitionError(f"{what} has `retries={retries}`, expected 0 to {RETRIES_MAX}")

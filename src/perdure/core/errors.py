@@ -227,6 +227,12 @@ class QuarantinedError(BlockedError):
     code = "run-quarantined"
 
 
+class AwaitNotDurableError(BlockedError):
+    """The agent waits for something that no entry can end, so nothing could ever wake it."""
+
+    code = "await-not-durable"
+
+
 class CorruptError(BlockedError):
     """Stored data is damaged."""
 

@@ -58,6 +58,7 @@ class Host:
         self.seen = 0
         self.seen_ms = 0
         self.buffer: dict[int, e.Entry] = {}
+        self.frontier = 0  # the last recorded entry that depends on what the code did
         self.is_live = False
         self.is_closed = False
         self.is_parked = False
@@ -107,8 +108,8 @@ class Host:
     def patched(self, name: str) -> bool:
         """True if the journal has the patch, or nothing that was recorded came after this point."""
         if name not in self.patches:
-            self.patches[name] = self.is_live
-            if self.is_live:
+            self.patches[name] = self.seen >= self.frontier
+            if self.patches[name]:
                 self.driver.record_patch(self, name)
         return self.patches[name]
 
@@ -132,6 +133,7 @@ class Host:
         """
         self.patches = {entry.name: True for entry in journal if isinstance(entry, e.PatchApplied)}
         self.names = [*(entry.origin for entry in journal if isinstance(entry, e.RunForked)), self.run_id]
+        self.frontier = max((entry.seq for entry in journal if isinstance(entry, _OF_CODE)), default=0)
         started = journal[0]
         if not isinstance(started, e.RunStarted):
             raise ReplayError("the journal does not begin with `RunStarted`")
@@ -318,6 +320,9 @@ class Host:
         self.calls.clear()
         self.given_up.clear()
         self.main = None
+
+
+_OF_CODE = (e.CallEntry, e.TimerFired, e.RunParked, e.CancelRequested)
 
 
 def _raised(failure: e.Failure, **facts: Any) -> Exception:

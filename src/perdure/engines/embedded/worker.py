@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.agents.requests import WAITS, AskCall, StepCall
 from perdure.core import entries as e
 from perdure.core.errors import (
+    AwaitNotDurableError,
     BlockedError,
     CorruptError,
     FenceError,
@@ -235,7 +236,7 @@ class Worker:
                 "the agent waits for something that is not durable, so nothing can ever wake it; "
                 "do I/O in steps, wait with `run.sleep` and `run.receive`"
             )
-            self._work(host, self._block(host, BlockedError(message), "await-not-durable"))
+            self._work(host, self._block(host, AwaitNotDurableError(message), "await-not-durable"))
         elif host.busy == 0 or forced or host.must_settle:
             self.settle(host, forced=forced)
         elif host.loop.timers or host.deadline_ms is not None:
@@ -352,10 +353,9 @@ class Worker:
         wait_ms = RECLAIM_MS[0]
         while not self.engine.is_draining:
             await asyncio.sleep(wait_ms / 1000)
-            now_ms = self.wall_ms()
             try:
                 await self.engine.store.transact(
-                    lambda tx: tx.move(name, fence, Status.QUEUED, now_ms=now_ms)
+                    lambda tx: tx.move(name, fence, Status.QUEUED, now_ms=self.wall_ms())
                 )
             except FenceError:
                 return  # it has ended, or another worker has it

@@ -41,6 +41,7 @@ def open_connection(
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        _check_owner(connection)
         if not read_only:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
@@ -56,14 +57,18 @@ def migrations() -> list[tuple[int, str]]:
     return [(int(name[:4]), (folder / name).read_text(encoding="utf-8")) for name in names]
 
 
-def _migrate(connection: sqlite3.Connection, *, read_only: bool) -> None:
-    scripts = migrations()
-    newest = scripts[-1][0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+def _check_owner(connection: sqlite3.Connection) -> None:
+    """Look before the first pragma that writes: another program's file must stay as it is."""
     owner = connection.execute("PRAGMA application_id").fetchone()[0]
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if tables and owner != APPLICATION_ID:
         raise DataDirInvalidError("the database belongs to another program; choose another data directory")
+
+
+def _migrate(connection: sqlite3.Connection, *, read_only: bool) -> None:
+    scripts = migrations()
+    newest = scripts[-1][0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > newest:
         message = (
             f"the database has schema {version} and this version of Perdure knows {newest}; upgrade Perdure"

@@ -184,7 +184,7 @@ class SqliteTransaction(SideTables):
             "SELECT seq, crc, body FROM journal WHERE run = (SELECT key FROM runs WHERE id = ?) AND seq > ? "
             "ORDER BY seq LIMIT ?",
             (run_id, after, -1 if limit is None else limit),
-        )
+        ).fetchall()  # an entry that is damaged must not leave a cursor open: its view would never move on
         entries = []
         for seq, crc, body in rows:
             entry = _checked(run_id, seq, crc, body)

@@ -1,0 +1,45 @@
+"""The worker process of the engine suite: ``python -m perdure.testing.conformance.worker``.
+
+``embedded FOLDER`` drives a data directory, ``temporal ADDRESS QUEUE`` works for a cluster. It prints ``ready`` when it
+works, and goes on until it is stopped or killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from perdure.core.limits import Settings
+from perdure.runtime import Runtime
+from perdure.runtime.system import SystemClock, SystemEntropy
+from perdure.testing.conformance.agents import AGENTS, STEPS
+
+SETTINGS = Settings(lease_ms=2_000, drain_ms=1_000, poll_ms=50)
+
+
+async def embedded(folder: str) -> None:
+    """Drive a data directory."""
+    async with Runtime.open(folder, agents=AGENTS, settings=SETTINGS):
+        await _work()
+
+
+async def temporal(address: str, queue: str) -> None:
+    """Work for a Temporal cluster."""
+    from perdure.engines.temporal import TemporalEngine  # needs an extra
+
+    engine = await TemporalEngine.connect(
+        address, queue=queue, clock=SystemClock(), entropy=SystemEntropy(), settings=SETTINGS
+    )
+    async with engine.worker(AGENTS, STEPS):
+        await _work()
+
+
+async def _work() -> None:
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    kind, *arguments = sys.argv[1:]
+    asyncio.run({"embedded": embedded, "temporal": temporal}[kind](*arguments))

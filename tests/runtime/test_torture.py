@@ -1,0 +1,22 @@
+"""kill -9 of real workers: a short form of ``make torture`` in the everyday suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.testing.torture import at_random, boundaries
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after commit", "before commit"])
+async def test_killed_at_journal_boundaries(tmp_path: Path, before: bool) -> None:
+    verdict = await boundaries(tmp_path, before=before, runs=2, report=lambda kills: None)
+    assert verdict.is_good, verdict
+    assert verdict.kills >= 5
+
+
+async def test_killed_at_random(tmp_path: Path) -> None:
+    verdict = await at_random(tmp_path, runs=60, seed=1, report=lambda kills: None)
+    assert verdict.is_good, verdict
+    assert verdict.kills >= 1
