@@ -20,6 +20,8 @@ def _enc_hook(value: Any) -> Any:
 
 
 def _dec_hook(kind: type, value: Any) -> Any:
+    if kind is object:
+        return value
     validate = getattr(kind, "model_validate", None)
     if validate is None:
         raise NotImplementedError(f"values of type `{kind.__name__}` cannot be read from JSON")

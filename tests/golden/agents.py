@@ -1,0 +1,49 @@
+"""The agents whose journals are kept. Never change what they do: add new ones beside them."""
+
+from __future__ import annotations
+
+from perdure import Run, agent, step
+
+
+@step(name="golden-mark")
+async def mark(label: str) -> str:
+    return f"{label}!"
+
+
+@step(name="golden-fail", retries=1, backoff=0.001)
+async def fail() -> None:
+    raise ValueError("always")
+
+
+@agent("golden-child", version="1")
+async def child(run: Run, text: str) -> str:
+    return await run.step(mark, text)
+
+
+@agent("golden", version="1")
+async def golden(run: Run, texts: list[str]) -> dict[str, object]:
+    marks = await run.gather(*(run.step(mark, text) for text in texts))
+    try:
+        await run.step(fail)
+    except Exception as error:
+        marks.append(type(error).__name__)
+    await run.sleep(0.01)
+    young = await run.spawn("golden-child", "c")
+    count = await run.state.get("count", 0)
+    await run.state.set("count", count + 1)
+    early = await run.receive("early")
+    asked = await run.ask("how many?", timeout=3600)
+    patched = run.patched("golden-patch")
+    late = await run.receive("late")  # here the kept journal ends
+    return {
+        "marks": marks,
+        "child": await young.result(),
+        "early": len(early.body) if early else None,
+        "asked": asked,
+        "patched": patched,
+        "late": late.body if late else None,
+        "random": run.random(),
+    }
+
+
+AGENTS = [golden, child]

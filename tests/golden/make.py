@@ -1,0 +1,35 @@
+"""Writes the kept database of this version: ``python -m tests.golden.make VERSION``. Run once for a landed version."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+import tempfile
+from pathlib import Path
+
+from perdure import Runtime, Settings
+from tests.golden.agents import AGENTS
+
+HERE = Path(__file__).parent
+
+
+async def make(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with Runtime.open(folder, agents=AGENTS, settings=Settings(poll_ms=20)) as runtime:
+            handle = await runtime.start("golden", ["a", "b"], session="kept", idempotency_key="golden")
+            await handle.send("early", "x" * 70_000)
+            while not handle.questions():
+                await asyncio.sleep(0.01)
+            await handle.answer(handle.questions()[0].call, 3)
+            while not any(wait.name == "late" for wait in getattr(handle.journal()[-1], "waits", ())):
+                await asyncio.sleep(0.01)
+            await runtime.schedule("never", "0 0 29 2 *", "golden-child", "x")
+        source = sqlite3.connect(Path(folder) / "perdure.db")
+        source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        source.execute("VACUUM INTO ?", (str(target),))
+        source.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(make(HERE / f"{sys.argv[1]}.db"))

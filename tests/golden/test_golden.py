@@ -1,0 +1,40 @@
+"""Databases of landed versions still open, and their runs go on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from perdure import Runtime, Settings, Status
+from perdure.stores.sqlite import integrity
+from tests.golden.agents import AGENTS
+
+KEPT = sorted(Path(__file__).parent.glob("*.db"))
+
+
+def test_there_are_kept_databases() -> None:
+    assert KEPT
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda path: path.stem)
+async def test_a_kept_run_goes_on(kept: Path, tmp_path: Path) -> None:
+    shutil.copy(kept, tmp_path / "perdure.db")
+    assert integrity(tmp_path / "perdure.db") == []
+    async with Runtime.open(tmp_path, agents=AGENTS, settings=Settings(poll_ms=20)) as runtime:
+        handle = await runtime.start("golden", ["other"], idempotency_key="golden")
+        assert handle.status is Status.WAITING
+        before = [type(entry).__name__ for entry in handle.journal()]
+        await handle.send("late", "now")
+        result = await handle.result(10)
+        assert 0 <= result.pop("random") < 1
+        assert result == {
+            "marks": ["a!", "b!", "StepFailedError"],
+            "child": "c!",
+            "early": 70_000,
+            "asked": 3,
+            "patched": True,
+            "late": "now",
+        }
+        assert [type(entry).__name__ for entry in handle.journal()][: len(before)] == before
