@@ -13,7 +13,31 @@ import msgspec
 
 ZERO_DECIMALS = frozenset({"JPY", "KRW", "ISK", "CLP", "VND"})
 CURRENCIES = frozenset(
-    ["EUR", "USD", "GBP", "CHF", "PLN", "SEK", "NOK", "DKK", "CZK", "HUF", "JPY", "AUD", "CAD", "NZD", "INR", "BRL", "KRW", "ISK", "CLP", "VND", "CNY", "SGD", "MXN"]
+    [
+        "EUR",
+        "USD",
+        "GBP",
+        "CHF",
+        "PLN",
+        "SEK",
+        "NOK",
+        "DKK",
+        "CZK",
+        "HUF",
+        "JPY",
+        "AUD",
+        "CAD",
+        "NZD",
+        "INR",
+        "BRL",
+        "KRW",
+        "ISK",
+        "CLP",
+        "VND",
+        "CNY",
+        "SGD",
+        "MXN",
+    ]
 )
 # Longer symbols first: `R$` holds `$`.
 SYMBOLS = (

@@ -11,6 +11,7 @@ import email.errors
 import email.header
 import email.message
 import email.utils
+import stat
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -68,7 +69,10 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True):
 def read_file(path: Path) -> Mail:
     """The mail in a file; an unreadable file is a mail with damage."""
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            return Mail(source=path.name, damage=("this is not a regular file",))
         if size > MAIL_BYTES_MAX:
             reason = f"the file has {size} bytes, the limit is {MAIL_BYTES_MAX}"
             return Mail(source=path.name, damage=(reason,))
@@ -209,7 +213,7 @@ class _TextOfHtml(HTMLParser):
         self.pieces: list[str] = []
         self._hidden = 0
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002 - the base class's
         """Open a tag."""
         if tag in self.HIDDEN:
             self._hidden += 1
