@@ -429,3 +429,39 @@ async def test_a_poison_run_is_quarantined_and_the_others_go_on(data: Path) -> N
 def test_every_code_leads_to_its_class() -> None:
     assert error_for("replay-mismatch") is ReplayError
     assert error_for("of-another-version") is PerdureError
+
+
+async def test_an_oversized_call_is_refused_in_the_agent(open_runtime: Open) -> None:
+    @agent("large")
+    async def large(run: Run) -> list[str]:
+        found = []
+        for make in (
+            lambda: run.step(mark, "x" * 3_000),
+            lambda: run.send(run.id, "t", "x" * 3_000),
+            lambda: run.publish("t", "x" * 3_000),
+            lambda: run.ask("x" * 3_000),
+        ):
+            try:
+                await make()
+            except PayloadTooLargeError as error:
+                found.append(error.code)
+        try:
+            await run.state.set("k", "x" * 3_000)
+        except PayloadTooLargeError as error:
+            found.append(error.code)
+        return found
+
+    async with open_runtime([large], payload_bytes_max=2_000) as runtime:
+        assert await (await runtime.start("large")).result(5) == ["payload-too-large"] * 5
+
+
+async def test_an_agent_that_exits_ends_its_run_only(open_runtime: Open) -> None:
+    @agent("exits")
+    async def exits(run: Run) -> None:
+        await run.step(mark, "before-exit")
+        sys.exit(3)
+
+    async with open_runtime([exits]) as runtime:
+        with pytest.raises(PerdureError, match="3"):
+            await (await runtime.start("exits")).result(5)
+        assert await (await runtime.start("echo", "still here")).result(5) == "still here!"

@@ -22,6 +22,11 @@ class Request:
     digest: str
     read: Read
 
+    @property
+    def size_bytes(self) -> int:
+        """How large its payload is."""
+        return 0
+
 
 @dataclass(slots=True, eq=False)
 class StepCall(Request):
@@ -30,6 +35,11 @@ class StepCall(Request):
     kind = "step"
     step: Step[..., Any]
     arguments: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """How large its payload is."""
+        return len(self.arguments)
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +66,11 @@ class AskCall(Request):
     question: bytes
     timeout_ms: int | None
 
+    @property
+    def size_bytes(self) -> int:
+        """How large its payload is."""
+        return len(self.question)
+
 
 @dataclass(slots=True, eq=False)
 class SendCall(Request):
@@ -65,6 +80,11 @@ class SendCall(Request):
     to: str
     body: bytes
 
+    @property
+    def size_bytes(self) -> int:
+        """How large its payload is."""
+        return len(self.body)
+
 
 @dataclass(slots=True, eq=False)
 class PublishCall(Request):
@@ -73,6 +93,11 @@ class PublishCall(Request):
     kind = "publish"
     body: bytes
     key: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """How large its payload is."""
+        return len(self.body)
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +109,11 @@ class SpawnCall(Request):
     session: str | None
     priority: int
     deadline_ms: int | None
+
+    @property
+    def size_bytes(self) -> int:
+        """How large its payload is."""
+        return len(self.input)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +136,11 @@ class StateSetCall(Request):
 
     kind = "state.set"
     value: bytes | None
+
+    @property
+    def size_bytes(self) -> int:
+        """How large its payload is."""
+        return len(self.value or b"")
 
 
 WAITS = (SleepCall, ReceiveCall, AskCall, ResultCall)

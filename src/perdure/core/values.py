@@ -38,13 +38,18 @@ def pack(data: bytes, limit: int) -> tuple[Payload, dict[str, bytes]]:
     if size <= BLOB_BYTES_MIN and size <= limit:
         return Payload(inline=msgspec.Raw(data)), {}
     if size > limit:
-        message = (
-            f"a payload of {size} bytes is over the limit of {limit}; store it elsewhere and pass a reference, "
-            "or raise the setting `payload_bytes_max`"
-        )
-        raise PayloadTooLargeError(message, size_bytes=size, limit_bytes=limit)
+        raise too_large(size, limit)
     name = hashlib.sha256(data).hexdigest()
     return Payload(blob=name, size=size), {name: data}
+
+
+def too_large(size: int, limit: int) -> PayloadTooLargeError:
+    """The error for a payload over the limit, in bytes."""
+    message = (
+        f"a payload of {size} bytes is over the limit of {limit}; store it elsewhere and pass a reference, "
+        "or raise the setting `payload_bytes_max`"
+    )
+    return PayloadTooLargeError(message, size_bytes=size, limit_bytes=limit)
 
 
 def encode(value: Any) -> bytes:

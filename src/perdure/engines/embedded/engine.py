@@ -91,8 +91,7 @@ class EmbeddedEngine:
         until = self.loop.time() + grace_ms / 1000
         while any(host.busy for host in self.hosts.values()) and self.loop.time() < until:
             await asyncio.sleep(0.005)
-        for host in list(self.hosts.values()):
-            await self._give_back(host)
+        await asyncio.gather(*(self._give_back(host) for host in list(self.hosts.values())))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

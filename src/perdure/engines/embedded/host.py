@@ -27,6 +27,7 @@ from perdure.core.errors import (
 )
 from perdure.core.limits import CALLS_OPEN_MAX
 from perdure.core.records import RunRecord
+from perdure.core.values import too_large
 from perdure.engines.embedded.loop import RunLoop
 from perdure.engines.embedded.open_call import Driver, OpenCall, is_wait, note
 
@@ -66,6 +67,7 @@ class Host:
         self.is_settling = False
         self.must_settle = False
         self.is_ending = False
+        self.is_blocking = False
         self.cancel: e.CancelRequested | None = None
         self.busy = 0  # tasks of the engine that work for this run
         self.alarm: asyncio.TimerHandle | None = None
@@ -85,6 +87,8 @@ class Host:
             raise UsageError(
                 f"more than {CALLS_OPEN_MAX} durable calls are open at once; gather in smaller groups"
             )
+        if request.size_bytes > self.driver.payload_bytes_max:
+            raise too_large(request.size_bytes, self.driver.payload_bytes_max)
         number = self.next_call
         self.next_call += 1
         open_call = self.calls[number] = OpenCall(self, number, request, self.seen_ms)

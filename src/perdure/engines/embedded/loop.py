@@ -9,6 +9,7 @@ the journal says so.
 from __future__ import annotations
 
 import asyncio
+import logging
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -17,6 +18,7 @@ from typing import Any
 
 from perdure.core.errors import OutsideRunError, Suspended
 
+log = logging.getLogger("perdure.agent")
 _TASKS_KEPT = 64  # finished tasks are dropped from the list when it has grown by this many
 
 
@@ -33,7 +35,6 @@ class RunLoop(asyncio.AbstractEventLoop):
         self.ready: deque[asyncio.Handle] = deque()
         self.timers: dict[int, _Timer] = {}
         self.tasks: list[asyncio.Task[Any]] = []
-        self.unhandled: list[dict[str, Any]] = []
         self._timers_made = 0
         self._closed = False
 
@@ -130,8 +131,8 @@ class RunLoop(asyncio.AbstractEventLoop):
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Keep what nobody caught (a task whose exception was never retrieved)."""
-        self.unhandled.append(context)
+        """A task of the agent failed and nobody asked it why: worth a line, not more."""
+        log.debug("in agent code: %s", context.get("message"), exc_info=context.get("exception"))
 
     def get_debug(self) -> bool:
         """Never in debug mode: the tracebacks of each handle would cost more than the agent."""

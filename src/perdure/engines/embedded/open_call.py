@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Driver(Protocol):
     """What a host needs of its engine."""
 
+    payload_bytes_max: int
+
     def launch(self, host: Host, open_call: OpenCall) -> None:
         """Begin to work on a call; its end comes back as an entry."""
         ...

@@ -11,6 +11,7 @@ from perdure.core import entries as e
 from perdure.core.errors import (
     AwaitNotDurableError,
     BlockedError,
+    BrokenInvariantError,
     CorruptError,
     FenceError,
     InputInvalidError,
@@ -43,6 +44,7 @@ class Worker:
 
     def __init__(self, engine: EmbeddedEngine) -> None:
         self.engine = engine
+        self.payload_bytes_max = engine.settings.payload_bytes_max
         self.driving: tuple[str, str, float] | None = None  # run, agent, since: for the watchdog
         self._pumps: list[Host] = []
 
@@ -116,12 +118,16 @@ class Worker:
         self.driving = (host.run_id, host.agent.name, self.engine.loop.time())
         try:
             action()
+        except SystemExit:
+            log.warning("agent `%s` raised SystemExit; it ends its run, not the process", host.agent.name)
         finally:
             self.driving = None
 
     # -- port ``Driver``
     def launch(self, host: Host, open_call: OpenCall) -> None:
         """Begin to work on a call."""
+        if self.engine.is_draining:
+            return  # whoever takes the run over begins it; otherwise a busy run would never come to rest
         request = open_call.request
         if isinstance(request, StepCall):
             if open_call.due_ms is None:
@@ -188,10 +194,10 @@ class Worker:
         except FenceError as error:
             log.warning("%s", error)
             self.engine.forget(host)
-        except BlockedError as error:
-            self._work(host, self._block(host, error, error.code))
-        except PerdureError as error:
+        except UnavailableError as error:
             self._lose(host, error)
+        except Exception as error:  # noqa: BLE001 - ours or a bug: an operator must see it; the other runs go on
+            self._trouble(host, error)
         finally:
             host.busy -= 1
             if not host.is_closed and host.busy == 0 and not host.is_pumping:
@@ -217,8 +223,8 @@ class Worker:
                 continue
             try:
                 self._at(host, host.pump)
-            except BlockedError as error:
-                self._work(host, self._block(host, error, error.code))
+            except Exception as error:  # noqa: BLE001 - a mismatch or a bug: that run is blocked, the others go on
+                self._trouble(host, error)
                 continue
             self._after(host)
 
@@ -245,7 +251,7 @@ class Worker:
     # -- waits
     def settle(self, host: Host, *, forced: bool = False) -> None:
         """Look at the waits of a run, unless that is under way: then once more afterwards."""
-        if host.is_closed or host.is_ending or host.is_parked or not host.is_live:
+        if host.is_closed or host.is_ending or host.is_parked or not host.is_live or self.engine.is_draining:
             return
         if host.is_settling:
             host.must_settle = host.must_settle or forced
@@ -307,9 +313,22 @@ class Worker:
         self.settle(host, forced=True)
 
     # -- trouble
+    def _trouble(self, host: Host, error: Exception) -> None:
+        """Something is wrong that trying again does not mend."""
+        if host.is_closed:
+            return
+        if host.is_blocking:  # even that could not be written down
+            log.error("run %s is dropped", host.run_id, exc_info=error)
+            self.engine.forget(host)
+            return
+        if not isinstance(error, PerdureError):
+            log.error("a bug in Perdure blocks run %s", host.run_id, exc_info=error)
+            error = BrokenInvariantError(f"{type(error).__name__}: {error}")
+        self._work(host, self._block(host, error, error.code))
+
     async def _block(self, host: Host, error: PerdureError, code: str) -> None:
         """Record that an operator must decide, and leave the run alone."""
-        host.is_ending = True
+        host.is_ending = host.is_blocking = True
         now_ms = self.wall_ms()
         facts = error.facts
         failure = e.Failure(code=code, message=error.message)

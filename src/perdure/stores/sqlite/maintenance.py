@@ -64,3 +64,12 @@ def sizes(path: Path) -> dict[str, int]:
         return {**found, "bytes": pages * size}
     finally:
         connection.close()
+
+
+def statuses(path: Path) -> dict[str, int]:
+    """How many runs there are by status."""
+    connection = open_connection(path, read_only=True)
+    try:
+        return dict(connection.execute("SELECT status, count(*) FROM runs GROUP BY status ORDER BY status"))
+    finally:
+        connection.close()

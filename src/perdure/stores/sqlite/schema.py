@@ -19,7 +19,7 @@ from perdure.core.errors import (
 
 APPLICATION_ID = 0x50455244  # "PERD": tells our files from other SQLite databases
 BUSY_MS = 10_000  # how long a writer waits for a writer of another process (a command line, a backup)
-CACHE_KIB = 16_384
+CACHE_KIB = {False: 8_192, True: 2_048}  # writer, reader: the system caches pages too
 
 
 def open_connection(
@@ -39,15 +39,23 @@ def open_connection(
             )
         else:
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        _check_owner(connection)
-        if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
-            connection.execute("PRAGMA foreign_keys = ON")
-        _migrate(connection, read_only=read_only)
+        try:
+            _prepare(connection, durability=durability, read_only=read_only)
+        except BaseException:
+            connection.close()
+            raise
     return connection
+
+
+def _prepare(connection: sqlite3.Connection, *, durability: str, read_only: bool) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB[read_only]}")
+    _check_owner(connection)
+    if not read_only:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+        connection.execute("PRAGMA foreign_keys = ON")
+    _migrate(connection, read_only=read_only)
 
 
 def migrations() -> list[tuple[int, str]]:
