@@ -13,8 +13,8 @@ PY := .venv/bin/python
 
 setup: .setup/dev
 
-demo: .setup/dev  ## the invoice desk, killed half-way (FOLDER=... for your own mails)
-	@$(PY) -m perdure.demo $(FOLDER)
+demo: .setup/dev  ## the invoice desk, killed half-way (FOLDER=... for your own mails; run `perdure demo` to answer yourself)
+	@$(PY) -m perdure.demo --yes $(FOLDER)
 
 test: .setup/dev  ## the everyday suite
 	@$(PY) -m pytest -q $(ARGS)

@@ -22,6 +22,7 @@ from bench import speed
 from bench.subjects import TABLE, load
 
 TEARDOWN_S_MAX = 15
+ERROR_CHARACTERS = 500  # of a message that are kept
 
 
 async def main(name: str, measure: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -49,13 +50,18 @@ async def main(name: str, measure: str, options: dict[str, Any]) -> dict[str, An
     return result
 
 
+async def tell(name: str, measure: str, options: dict[str, Any]) -> None:
+    """Print the result and end at once: loops of rivals may wait for ever for what they have begun."""
+    # What cannot be imported or started is a finding to be reported, not a traceback to be lost.
+    try:
+        outcome = await main(name, measure, options)
+    except Exception as error:  # noqa: BLE001
+        outcome = {"error": f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]}
+    print(json.dumps(outcome), flush=True)
+    os._exit(0)
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    # What cannot be imported or started is a finding to be reported, not a traceback to be lost.
-    try:
-        outcome = asyncio.run(main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3])))
-    except Exception as error:  # noqa: BLE001
-        outcome = {"error": f"{type(error).__name__}: {error}"[:500]}
-    print(json.dumps(outcome), flush=True)
-    os._exit(0)
+    asyncio.run(tell(sys.argv[1], sys.argv[2], json.loads(sys.argv[3])))

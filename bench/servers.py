@@ -50,7 +50,16 @@ def restate_binary() -> str:
         npm = shutil.which("npm")
         if npm is None:
             raise RuntimeError("the Restate server comes from npm, and `npm` is not installed")
-        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(cache()), RESTATE]
+        command = [
+            npm,
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--prefix",
+            str(cache()),
+            RESTATE,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         found = _restate_in(cache())
         if done.returncode or found is None:
@@ -69,7 +78,9 @@ def _restate_in(prefix: Path) -> str | None:
 class Server:
     """A child process in the group of this one; its output goes to ``server.log`` beside its data."""
 
-    def __init__(self, command: list[str], directory: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], directory: Path, environment: dict[str, str] | None = None
+    ) -> None:
         self._log = directory / "server.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -20,7 +20,10 @@ async def measure(subject: Subject, *, latency_s: float, throughput_s: float) ->
     """Both measures, in the order in which the second cannot disturb the first."""
     for _ in range(WARM_RUNS):
         check(await subject.run(STEPS), STEPS)
-    return {"latency": await latency(subject, latency_s), "throughput": await throughput(subject, throughput_s)}
+    return {
+        "latency": await latency(subject, latency_s),
+        "throughput": await throughput(subject, throughput_s),
+    }
 
 
 async def run_many(subject: Subject, runs: int, steps: int, in_flight: int) -> list[float]:

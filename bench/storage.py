@@ -63,8 +63,9 @@ def _bytes(folder: Path) -> int:
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
         if path.suffix == ".db":
             with sqlite3.connect(path) as db:
-                pages, free = (int(db.execute(f"pragma {name}").fetchone()[0]) for name in ("page_count", "freelist_count"))
-                total += (pages - free) * int(db.execute("pragma page_size").fetchone()[0])
+                names = ("page_count", "freelist_count", "page_size")
+                pages, free, size = (int(db.execute(f"pragma {name}").fetchone()[0]) for name in names)
+                total += (pages - free) * size
             db.close()
         elif not path.name.endswith(("-wal", "-shm", ".log")):
             total += path.stat().st_size

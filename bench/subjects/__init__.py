@@ -36,14 +36,19 @@ class About:
 
 TABLE: dict[str, About] = {
     "bare_commit": About("bare SQLite commit", "WAL, synchronous=FULL, one commit per step, one at a time"),
-    "bare_group": About("bare group commit", "asyncio producers, one writer thread, WAL, FULL, no savepoints"),
+    "bare_group": About(
+        "bare group commit", "asyncio producers, one writer thread, WAL, FULL, no savepoints"
+    ),
     "perdure": About("Perdure", "embedded engine, SQLite, synchronous=FULL", "perdure"),
     "restate": About("Restate", "server binary from npm; uses both cores", "restate-sdk"),
     "langgraph": About("LangGraph sync", "graph API, AsyncSqliteSaver, durability=sync", "langgraph"),
     "dbos": About("DBOS", "SQLite as shipped", "dbos"),
     "temporal": About("Temporal", "dev server on a file, regular activities", "temporalio"),
     "temporal_local": About(
-        "Temporal local", "dev server on a file, local activities: not durable per step", "temporalio", durable=False
+        "Temporal local",
+        "dev server on a file, local activities: not durable per step",
+        "temporalio",
+        durable=False,
     ),
 }
 

@@ -19,7 +19,9 @@ class Bench:
         self._db = sqlite3.connect(directory / "bare.db", isolation_level=None)
         self._db.execute("pragma journal_mode=wal")
         self._db.execute("pragma synchronous=full")
-        self._db.execute("create table journal(run int, seq int, body text, primary key(run, seq)) without rowid")
+        self._db.execute(
+            "create table journal(run int, seq int, body text, primary key(run, seq)) without rowid"
+        )
 
     async def run(self, steps: int) -> list[str]:
         """A row and a commit per step."""

@@ -51,7 +51,9 @@ class Bench:
         config.bind = [f"127.0.0.1:{app}"]
         config.accesslog = config.errorlog = None
         self._stopping = asyncio.Event()
-        self._app = asyncio.create_task(serve(restate.app([service]), config, shutdown_trigger=self._stopping.wait))
+        self._app = asyncio.create_task(
+            serve(restate.app([service]), config, shutdown_trigger=self._stopping.wait)
+        )
         for port in (app, ingress, admin):
             await self._server.wait_for_port(port)
         self._ingress = Poster(ingress)
@@ -59,7 +61,9 @@ class Bench:
 
     async def _register(self, admin: Poster, app: int) -> None:
         for _ in range(100):
-            status, answer = await admin.post("/deployments", {"uri": f"http://127.0.0.1:{app}", "force": True})
+            status, answer = await admin.post(
+                "/deployments", {"uri": f"http://127.0.0.1:{app}", "force": True}
+            )
             if status < 300:
                 admin.close()
                 return

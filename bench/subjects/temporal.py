@@ -33,7 +33,8 @@ class Regular:
     async def run(self, steps: int) -> list[str]:
         """Activities one after the other."""
         return [
-            await workflow.execute_activity(token_activity, i, start_to_close_timeout=TIMEOUT) for i in range(steps)
+            await workflow.execute_activity(token_activity, i, start_to_close_timeout=TIMEOUT)
+            for i in range(steps)
         ]
 
 
@@ -58,8 +59,24 @@ class Bench:
     async def setup(self, directory: Path) -> None:
         """Start server and worker."""
         port, http, metrics = servers.free_ports(3)
-        command = [servers.executable("temporal"), "server", "start-dev", "--headless", "--log-level", "error"]
-        command += ["--ip", "127.0.0.1", "--port", str(port), "--http-port", str(http), "--metrics-port", str(metrics)]
+        command = [
+            servers.executable("temporal"),
+            "server",
+            "start-dev",
+            "--headless",
+            "--log-level",
+            "error",
+        ]
+        command += [
+            "--ip",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--http-port",
+            str(http),
+            "--metrics-port",
+            str(metrics),
+        ]
         self._server = servers.Server([*command, "--db-filename", str(directory / "temporal.db")], directory)
         await self._server.wait_for_port(port)
         self._client = await _connect(port)

@@ -81,7 +81,20 @@ async def test_messages_arrive_in_order_once_over_restarts(open_runtime: Open) -
         await handle.send("note", 3)
         await handle.send("note", {"last": True})
         assert await handle.result(5) == [1, 2, 3, {"last": True}]
+        assert await handle.send("note", 1, key="m1") == 0  # a repeat of what was accepted is no error
     assert all(CALLS[f"{handle.id}-{number}"] == 1 for number in (1, 2, 3, 4))
+
+
+async def test_a_wake_up_for_nothing_is_not_recorded(open_runtime: Open) -> None:
+    async with open_runtime() as runtime:
+        handle = await runtime.start("listener", 1)
+        await until(runtime, handle.id, Status.WAITING)
+        for number in range(3):
+            await handle.send("other", number)
+            await until(runtime, handle.id, Status.WAITING)
+        assert kinds(handle.journal()) == ["RunStarted", "RunParked"]
+        await handle.send("note", "at last")
+        assert await handle.result(5) == ["at last"]
 
 
 async def test_receive_times_out_with_none(open_runtime: Open) -> None:

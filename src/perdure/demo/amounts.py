@@ -57,11 +57,13 @@ SYMBOLS = (
     ("$", "USD"),
 )
 KRONA = {"sv": "SEK", "da": "DKK", "no": "NOK"}
+WHOLE_DIGITS_MAX = 15  # a longer number is an account, not an amount; with decimals it still fits 64 bits
 GROUP_MARK = {"en": ",", "ja": ",", "de": ".", "es": ".", "it": ".", "nl": ".", "pt": "."}
 SPACES = " \u00a0\u202f\u2009"
+# Atomic groups: a long run of digits is tried once, not once for each of its ends.
 NUMBER = re.compile(
     rf"(?<![\w.,/-])(?P<sign>[-−–](?:[{SPACES}]?[€£$¥])?[{SPACES}]?)?"
-    rf"(?P<digits>\d{{1,3}}(?:[{SPACES}]\d{{3}})+(?:[.,]\d{{1,2}})?|\d[\d.,'’]*\d|\d)(?![\w%/]*\d)"
+    rf"(?P<digits>(?>\d{{1,3}}(?:[{SPACES}]\d{{3}})+(?:[.,]\d{{1,2}})?)|(?>\d[\d.,'’]*\d)|\d)(?![\w%/]*\d)"
 )
 MONTHS = {
     name: number
@@ -146,6 +148,8 @@ def parse_amount(text: str, currency: str, language: str = "") -> Amount | None:
         return None
     places = decimals_of(currency)
     whole, fraction, is_ambiguous = _split(digits, places, language)
+    if len(whole) > WHOLE_DIGITS_MAX:
+        return None
     if len(fraction) > max(places, 0):
         if fraction[places:].strip("0"):
             return None

@@ -19,7 +19,7 @@ import msgspec
 
 from perdure.demo import words
 from perdure.demo.amounts import amounts_in, currency_in, date_in, parse_amount
-from perdure.demo.mail import Part
+from perdure.demo.mail import Part, clean
 
 ROWS_MAX = 5_000  # an invoice of more lines is not one
 DEPTH_MAX = 64  # e-invoices nest about ten deep
@@ -219,7 +219,7 @@ def _named(data: dict[str, Any], names: tuple[str, ...]) -> str:
         if isinstance(value, dict):
             value = value.get("name")
         if isinstance(value, str | int | Decimal) and not isinstance(value, bool):
-            return str(value).strip()
+            return clean(str(value)).strip()
     return ""
 
 

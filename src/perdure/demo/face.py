@@ -126,7 +126,7 @@ def _reviewer(options: argparse.Namespace, folder: Path, console: Console) -> Re
     return PersonReviewer(
         scripted,
         ask=lambda prompt: console.input(f"  {escape(prompt)}: "),
-        say=lambda line: console.print(escape(line)),
+        say=lambda line: console.print(escape(line), soft_wrap=True, highlight=False),
     )
 
 
@@ -185,6 +185,10 @@ def _show_outcome(console: Console, plan: Plan, outcome: Outcome, elapsed_ms: in
         f"{counts}, {outcome.result['other']} no invoices; totals: {totals or 'none'}", soft_wrap=True
     )
     console.print(_proof_table(outcome))
+    console.print(
+        "unrecorded: it ran, the kill came before its record, so it ran once more (at least once until recorded)",
+        soft_wrap=True,
+    )
     proof = outcome.proof
     kept = "unchanged" if proof.is_prefix_kept else "[red]CHANGED[/]"
     console.print(
@@ -201,7 +205,7 @@ def _show_outcome(console: Console, plan: Plan, outcome: Outcome, elapsed_ms: in
         f"kept in {plan.data.parent}: ledger.csv, ledger.md, {evidence.LOG_NAME}, data/", soft_wrap=True
     )
     if outcome.is_proved:
-        console.print("[green bold]proved:[/] no recorded step ran twice, and none was lost")
+        console.print("[green bold]proved:[/] no step ran again after it was recorded, and none was lost")
     else:
         console.print("[red bold]NOT proved:[/] see the table")
 
@@ -230,8 +234,8 @@ def _proof_table(outcome: Outcome) -> Table:
     for name in (
         "recorded",
         "executed",
-        "ran again after its record",
-        "ran again, not recorded before the kill",
+        "ran again after record",
+        "ran again, unrecorded",
         "lost",
     ):
         table.add_column(name, justify="right")

@@ -20,6 +20,7 @@ import msgspec
 
 MAIL_BYTES_MAX = 10 * 1024 * 1024  # larger than what common mail servers accept
 PARTS_MAX = 50  # a mail of more parts is a digest or an attack
+LINE_CHARACTERS_MAX = 2_000  # nobody writes a label and its amount further apart
 PART_CHARACTERS_MAX = 200_000  # an invoice is a few pages; keeps journal entries small
 FALLBACK_CHARSETS = ("utf-8", "windows-1252")  # tried when the label is wrong, in this order
 STRUCTURED = {"application/xml": "xml", "text/xml": "xml", "text/csv": "csv", "application/json": "json"}
@@ -85,6 +86,13 @@ def parse(source: str, data: bytes) -> Mail:
     """The mail in ``data``."""
     if not data.strip():
         return Mail(source=source, damage=("the file is empty",))
+    try:
+        return _parsed(source, data)
+    except Exception as error:  # noqa: BLE001 - the standard parser raises many kinds on hostile headers: told in the result
+        return Mail(source=source, damage=(f"this cannot be read as an e-mail ({type(error).__name__})",))
+
+
+def _parsed(source: str, data: bytes) -> Mail:
     message = email.message_from_bytes(data)
     if not message.keys():
         return Mail(source=source, damage=("this is not an e-mail: it has no header",))
@@ -93,7 +101,10 @@ def parse(source: str, data: bytes) -> Mail:
         if index >= PARTS_MAX:
             reader.damage.append(f"only the first {PARTS_MAX} parts were read")
             break
-        reader.take(part)
+        try:
+            reader.take(part)
+        except Exception as error:  # noqa: BLE001 - as above; the other parts are still of use
+            reader.damage.append(f"part {index} cannot be read ({type(error).__name__})")
     origin = _origin(message)
     name, address = email.utils.parseaddr(_header(origin, "From"))
     if not any(part.text.strip() for part in reader.parts):
@@ -128,7 +139,7 @@ class _Reader:
         name = _decoded(part.get_filename() or "")
         form = _form(kind, name)
         if form is None:
-            self.unread.append(name or kind)
+            self.unread.append(name or clean(kind))
             return
         payload = part.get_payload(decode=True)
         data = payload if isinstance(payload, bytes) else b""
@@ -140,14 +151,16 @@ class _Reader:
         text = self._text(part, data, label, form)[:PART_CHARACTERS_MAX]
         if form == "html":
             text = html_to_text(text)
+        if form in ("text", "html", "csv"):
+            text = "\n".join(line[:LINE_CHARACTERS_MAX] for line in text.splitlines())
         self.parts.append(Part(name=name or form, form=form, text=text, is_attached=bool(name)))
 
     def _text(self, part: email.message.Message, data: bytes, label: str, form: str) -> str:
         declared = part.get_param("charset")
-        charset = str(declared).strip().lower() if isinstance(declared, str) else "utf-8"
+        charset = clean(declared).strip().lower() if isinstance(declared, str) else "utf-8"
         try:
-            return data.decode(charset)
-        except (UnicodeDecodeError, LookupError):
+            return clean(data.decode(charset))
+        except (ValueError, LookupError):  # of these, decoding errors and names that are none
             pass
         for fallback in FALLBACK_CHARSETS:
             try:
@@ -190,9 +203,14 @@ def _header(message: email.message.Message, name: str) -> str:
 def _decoded(raw: str) -> str:
     """A header with its encoded words decoded; as it is, if they do not decode."""
     try:
-        return str(email.header.make_header(email.header.decode_header(raw)))
+        return clean(str(email.header.make_header(email.header.decode_header(raw))))
     except (LookupError, UnicodeError, ValueError, email.errors.HeaderParseError):
         return raw.encode("ascii", "replace").decode("ascii")
+
+
+def clean(text: str) -> str:
+    """The text without lone surrogates, which JSON cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _date(message: email.message.Message) -> str:

@@ -65,7 +65,9 @@ NUMBER_LABEL = (
 )  # fmt: skip
 NUMBER_WORD = (r"invoice", r"rechnung", r"facture", r"factura", r"fattura", r"factuur", r"faktura", r"fatura", r"credit\s*note",
                r"請求書")  # fmt: skip
-NUMBER_VALUE = r"(?P<number>[A-Za-z0-9]*[A-Za-z0-9./_-]*\d[A-Za-z0-9./_-]*)"
+NUMBER_VALUE = (
+    r"(?P<number>(?=[A-Za-z0-9./_-]{0,39}\d)[A-Za-z0-9][A-Za-z0-9./_-]{0,39})"  # bounded: no blow-up
+)
 LABELLED_NUMBER = re.compile(rf"(?:{'|'.join(NUMBER_LABEL)})\s*[:：#]?\s*{NUMBER_VALUE}", re.IGNORECASE)
 NAMED_NUMBER = re.compile(rf"\b(?:{'|'.join(NUMBER_WORD)})\s*[:：#]?\s*{NUMBER_VALUE}", re.IGNORECASE)
 INVOICE_WORD = re.compile("|".join(NUMBER_WORD), re.IGNORECASE)

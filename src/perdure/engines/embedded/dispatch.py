@@ -13,7 +13,7 @@ from cronsim import CronSim
 
 from perdure.core import entries as e
 from perdure.core.errors import CorruptError, UnavailableError
-from perdure.core.records import RunRecord, Schedule
+from perdure.core.records import RunFilter, RunRecord, Schedule, Status
 from perdure.engines.embedded import works
 from perdure.ports import Transaction
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("perdure.dispatch")
 CLAIMS_MAX = 64  # runs taken in one transaction: each is replayed on the loop, which others need too
 WAKES_MAX = 1_000  # due runs queued in one transaction
+CLAIMS_LOOKED_AT_MAX = 100_000  # running runs looked through after a claim in doubt: more than a process drives
 RETRY_MS = 200  # after the store did not answer
 
 
@@ -36,6 +37,7 @@ class Dispatcher:
         self._renew_at_s = 0.0
         self._more = True
         self._look_again_ms = 0
+        self._is_in_doubt = False
         self.is_idle = False
 
     def poke(self) -> None:
@@ -53,6 +55,11 @@ class Dispatcher:
         if due_ms is not None and due_ms < self._look_again_ms:
             self._poked.set()
 
+    def doubt(self) -> None:
+        """A claim may have been made of which nobody here knows: find it at the next look."""
+        self._is_in_doubt = True
+        self._poked.set()
+
     def stop(self) -> None:
         """Claim nothing more."""
         self._stopped = True
@@ -64,8 +71,10 @@ class Dispatcher:
         now_ms = engine.clock.now_ms()
 
         def work(tx: Transaction) -> int:
+            tx.retire(engine.name)  # an earlier worker of this name is dead, and what it held is free
+            released = tx.release_expired(now_ms, others_than=engine.name if engine.alone else None)
             tx.renew(engine.name, now_ms + engine.settings.lease_ms)
-            return tx.release_expired(now_ms, others_than=engine.name if engine.alone else None)
+            return released
 
         released = await engine.store.transact(work)
         if released:
@@ -107,12 +116,15 @@ class Dispatcher:
         limit = min(CLAIMS_MAX, engine.room())
         suspects = engine.suspect is None
         was_more, self._more = self._more, False
+        was_in_doubt, self._is_in_doubt = self._is_in_doubt, False
         # The runs that are executing here are left alone: their hosts see for themselves what happened to them.
 
         def work(tx: Transaction) -> tuple[list[RunRecord], list[Schedule], int | None, int]:
             if renew:
                 tx.renew(engine.name, now_ms + settings.lease_ms)
             tx.release_expired(now_ms)
+            if was_in_doubt:
+                _release_unknown(tx, engine, now_ms)
             woken = tx.wake_due(now_ms, WAKES_MAX)
             due = tx.schedules(due_ms=now_ms)
             claimed = (
@@ -127,6 +139,7 @@ class Dispatcher:
             claimed, due, next_ms, woken = await engine.store.transact(work)
         except BaseException:
             self._more = was_more or self._more
+            self._is_in_doubt = True  # the claims may be committed all the same
             raise
         if renew:
             self._renew_at_s = engine.loop.time() + settings.lease_ms / 3000
@@ -172,6 +185,16 @@ def next_time_ms(cron: str, timezone: str, after_ms: int) -> int:
     """When a cron expression is next due in a time zone, strictly after a time; milliseconds of the epoch."""
     after = datetime.fromtimestamp(after_ms / 1000, ZoneInfo(timezone))
     return int(next(CronSim(cron, after)).astimezone(UTC).timestamp() * 1000)
+
+
+def _release_unknown(tx: Transaction, engine: EmbeddedEngine, now_ms: int) -> None:
+    """Queue the runs under this worker's lease that it does not drive: their claim was committed, but not answered."""
+    for run in tx.runs(RunFilter(status=(Status.RUNNING,), limit=CLAIMS_LOOKED_AT_MAX)):
+        if run.worker != engine.name or run.id in engine.accepting:
+            continue
+        host = engine.hosts.get(run.id)
+        if host is None or host.is_parked or host.fence != run.fence:
+            tx.move(run.id, run.fence, Status.QUEUED, now_ms=now_ms)
 
 
 def _note_recovery(tx: Transaction, run: RunRecord, now_ms: int, worker: str) -> None:

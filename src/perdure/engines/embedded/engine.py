@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from perdure.agents.agent import Agent
-from perdure.core.errors import DrainingError, PerdureError
+from perdure.core.errors import DrainingError, PerdureError, RefusedError, UsageError
 from perdure.core.ids import run_id
 from perdure.core.limits import Settings
 from perdure.core.records import RunRecord, Status
@@ -70,6 +70,7 @@ class EmbeddedEngine:
         self.hosts: dict[str, Host] = {}
         self.parked: OrderedDict[str, Host] = OrderedDict()
         self.active: dict[str, int] = dict.fromkeys(agents, 0)
+        self.accepting: set[str] = set()  # new runs that begin here as soon as their transaction is answered
         self.suspect: str | None = None
         self.is_draining = False
         self.watchers = Watchers()
@@ -197,11 +198,17 @@ class EmbeddedEngine:
         worker = self.name if at_once else None
         if at_once:
             self.active[agent.name] += 1  # reserved while the transaction is under way
+            self.accepting.add(new.id)
         try:
             record, touched = await self.store.transact(
                 lambda tx: works.start(tx, new, now_ms, worker=worker)
             )
+        except BaseException as error:
+            if at_once and not isinstance(error, UsageError | RefusedError):
+                self.dispatcher.doubt()  # no answer, or the caller went away: it may be ours all the same
+            raise
         finally:
+            self.accepting.discard(new.id)
             if at_once:
                 self.active[agent.name] -= 1
         self.look_after(touched)

@@ -66,6 +66,7 @@ class Host:
         self.is_pumping = False
         self.is_settling = False
         self.must_settle = False
+        self.parked_at: tuple[int, tuple[e.Wait, ...]] = (0, ())  # the last `RunParked`: where, for what
         self.is_ending = False
         self.is_blocking = False
         self.cancel: e.CancelRequested | None = None
@@ -201,6 +202,7 @@ class Host:
                     self.main.cancel(entry.reason)
             case e.RunParked(waits=waits):
                 self._check_waits(entry, waits)
+                self.parked_at = (entry.seq, waits)
             case e.RunForked(chance=chance):
                 self.random.seed(chance)
                 self.names.pop(0)
@@ -253,7 +255,7 @@ class Host:
             case e.StepCompleted(result=result):
                 return read(result.inline if not result.blob else fetch(result))
             case e.StepFailed(error=error):
-                return _raised(error, step=entry.name, attempts=entry.attempt)
+                return _step_failed(entry.name, entry.attempt, error)
             case e.MessageReceived(message=message):
                 if message is None:
                     return None
@@ -327,6 +329,13 @@ class Host:
 
 
 _OF_CODE = (e.CallEntry, e.TimerFired, e.RunParked, e.CancelRequested)
+
+
+def _step_failed(step: str, attempt: int, failure: e.Failure) -> Exception:
+    if failure.code == "step-failed":  # a foreign exception: say whose it is
+        text = f"step `{step}` failed on attempt {attempt}: {failure.type}: {failure.message}"
+        return error_for(failure.code)(text, type=failure.type, step=step, attempts=attempt)
+    return _raised(failure, step=step, attempts=attempt)
 
 
 def _raised(failure: e.Failure, **facts: Any) -> Exception:

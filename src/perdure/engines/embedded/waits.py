@@ -83,8 +83,10 @@ def settle(
         return Settled(entry=record(tx, host, e.TimerFired(**position(host, now_ms), timer=timers[0][1])))
     if not may_park:
         return Settled()
-    parked = e.RunParked(**position(host, now_ms), waits=_describe(waits, timers))
-    record(tx, host, parked)
+    described = _describe(waits, timers)
+    parked: e.Entry | None = None
+    if host.parked_at != (host.seq, described):  # woken for nothing: the journal says it already
+        parked = record(tx, host, e.RunParked(**position(host, now_ms), waits=described))
     dues = [due for call in waits if (due := call.wait_due_ms) is not None] + [due for due, _ in timers[:1]]
     if host.deadline_ms is not None and host.cancel is None:
         dues.append(host.deadline_ms)

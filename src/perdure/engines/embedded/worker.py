@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perdure.agents.requests import WAITS, AskCall, StepCall
@@ -182,7 +184,18 @@ class Worker:
     def _work(self, host: Host, work: Any) -> asyncio.Task[None]:
         """A task for a run: while it lasts the run is not parked."""
         host.busy += 1
-        return self.engine.spawn(self._guard(host, work), name=f"perdure-{host.run_id}")
+        task = self.engine.spawn(self._guard(host, work), name=f"perdure-{host.run_id}")
+        task.add_done_callback(partial(self._unbegun, host, work))
+        return task
+
+    def _unbegun(self, host: Host, work: Any, task: asyncio.Task[None]) -> None:
+        """A task that was cancelled before its first line ran no ``finally`` either: the run would never be parked."""
+        if not task.cancelled() or inspect.getcoroutinestate(work) != inspect.CORO_CREATED:
+            return
+        work.close()
+        host.busy -= 1
+        if not host.is_closed and host.busy == 0 and not host.is_pumping:
+            self._after(host)
 
     async def _guard(self, host: Host, work: Any) -> None:
         """Let a piece of work end; what it cannot handle drops the run, which then goes on from its journal."""

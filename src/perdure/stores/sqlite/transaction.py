@@ -43,9 +43,9 @@ _FIELDS = [
 _ENDED = "('completed', 'failed', 'cancelled')"
 
 # Fence and order are checked by the insert itself: one statement on the hot path. No row means a newer lease, a run
-# that is not running, or a gap; a fork is refused by the primary key.
+# that is not running, a gap, or (by the primary key) a fork.
 _APPEND = """
-INSERT INTO journal (run, seq, crc, body)
+INSERT OR IGNORE INTO journal (run, seq, crc, body)
 SELECT key, ?2, ?3, ?4 FROM runs
 WHERE id = ?1 AND fence = ?5 AND status = 'running'
   AND (?2 = 1 OR EXISTS (SELECT 1 FROM journal WHERE run = runs.key AND seq = ?2 - 1))

@@ -10,7 +10,7 @@ from typing import Any
 from perdure.agents.agent import Agent, agent
 from perdure.agents.run import Run
 from perdure.agents.step import step
-from perdure.core.errors import AgentFailedError, StepFailedError
+from perdure.core.errors import AgentFailedError, PerdureError, StepFailedError
 
 BACKOFF_S = 0.02
 
@@ -23,6 +23,12 @@ def note(log: str, line: str) -> str:
     return line
 
 
+def count_attempts(log: str) -> int:
+    """Write a line; how many there are now."""
+    note(log, "attempt")
+    return len(Path(log).read_text(encoding="utf-8").splitlines())
+
+
 async def slow_note(log: str, line: str, seconds: float) -> str:
     """Write a line, then take a while."""
     note(log, line)
@@ -33,8 +39,7 @@ async def slow_note(log: str, line: str, seconds: float) -> str:
 @step(retries=3, backoff=BACKOFF_S)
 async def flaky(log: str, fails: int) -> int:
     """Fail the first times; the number of attempts."""
-    note(log, "attempt")
-    attempts = len(Path(log).read_text(encoding="utf-8").splitlines())
+    attempts = count_attempts(log)
     if attempts <= fails:
         raise RuntimeError(f"attempt {attempts} fails")
     return attempts
@@ -98,8 +103,8 @@ async def trouble(run: Run, log: str, which: str) -> list[Any]:
                 await run.step(endless, log)
             case _:
                 await run.step(misfit)
-    except Exception as error:
-        return [getattr(error, "code", "?"), getattr(error, "facts", {}).get("attempts")]
+    except PerdureError as error:
+        return [error.code, error.facts.get("attempts")]
     return []
 
 
@@ -177,8 +182,8 @@ async def parent(run: Run) -> list[Any]:
 async def waiter(run: Run, log: str) -> None:
     """Wait for ever, with a child that does too; when told to stop, record it."""
     await run.spawn("child", 0)
-    await run.step(note, log, "waiting")
     try:
+        await run.step(note, log, "waiting")
         await run.receive("never")
     except asyncio.CancelledError:
         await run.step(note, log, "stopping")
@@ -188,8 +193,8 @@ async def waiter(run: Run, log: str) -> None:
 @agent("stubborn")
 async def stubborn(run: Run, log: str) -> str:
     """Catch the wish to stop and end with a result."""
-    await run.step(note, log, "waiting")
     try:
+        await run.step(note, log, "waiting")
         await run.receive("never")
     except asyncio.CancelledError:
         return "not now"
@@ -229,7 +234,7 @@ async def asks(run: Run, timeout: float) -> list[Any]:
 
 
 @agent("breaks")
-async def breaks(run: Run, how: str) -> int:
+async def breaks(run: Run, how: str) -> int:  # noqa: ARG001 - every agent takes the run
     """End in a way that must be seen."""
     if how == "raise":
         raise LookupError("lost")

@@ -1,7 +1,6 @@
 """What every engine must do. Cases are coroutine functions that take a harness whose worker is running.
 
-The worker is a process of its own (see ``worker``), because a case kills it. ``BASIC`` is what every engine does;
-``EXTRA`` is what an engine may not do yet.
+The worker is a process of its own (see ``worker``), because two cases kill it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,9 @@ class Harness(Protocol):
 
     folder: Path
 
-    async def start(self, agent: str, input: Any, *, key: str | None = None, deadline: float | None = None) -> str:  # noqa: A002
+    async def start(
+        self, agent: str, input: Any, *, key: str | None = None, deadline: float | None = None
+    ) -> str:
         """Start a run; its id."""
         ...
 
@@ -47,7 +48,7 @@ class Harness(Protocol):
         """Ask a run to stop."""
         ...
 
-    async def result(self, run: str, timeout: float) -> Any:  # noqa: ASYNC109 - passed on
+    async def result(self, run: str, timeout: float) -> Any:
         """The result, or the error."""
         ...
 
@@ -60,7 +61,7 @@ class Harness(Protocol):
         ...
 
 
-async def _run(harness: Harness, agent: str, input: Any = None) -> Any:  # noqa: A002
+async def _run(harness: Harness, agent: str, input: Any = None) -> Any:
     return await harness.result(await harness.start(agent, input), RESULT_S_MAX)
 
 
@@ -90,22 +91,31 @@ async def steps_run_once_and_their_results_come_back(harness: Harness) -> None:
 
 
 async def steps_are_retried(harness: Harness) -> None:
-    """As often as they say, no more."""
-    found = await _run(harness, "retries", {"log": str(_log(harness, "retried")), "fails": 3})
-    same(found, ["done", 4], "the attempts after the first")
-    log = _log(harness, "exhausted")
-    found = await _run(harness, "retries", {"log": str(log), "fails": 99})
-    same(found, ["failed", "attempt 4 fails", 4, "RuntimeError"], "the last error is told")
+    """As often as they say, no more; the last error is told."""
+    some, log = _log(harness, "retried"), _log(harness, "exhausted")
+    enough, never = await asyncio.gather(
+        _run(harness, "retries", {"log": str(some), "fails": 3}),
+        _run(harness, "retries", {"log": str(log), "fails": 99}),
+    )
+    same(enough, ["done", 4], "the attempts after the first")
+    same(never, ["failed", "attempt 4 fails", 4, "RuntimeError"], "the last error is told")
     same(len(_lines(log)), 4, "no attempt too many")
 
 
 async def steps_give_up_when_told(harness: Harness) -> None:
     """``give_up_on`` is not retried, and neither is a result that does not fit; a timeout is."""
-    cases = {"hopeless": (["step-failed", 1], 1), "endless": (["step-timed-out", 2], 2), "misfit": (["result-invalid", 1], 0)}
-    for which, (expected, attempts) in cases.items():
-        log = _log(harness, which)
-        same(await _run(harness, "trouble", {"log": str(log), "which": which}), expected, which)
-        same(len(_lines(log)), attempts, f"attempts of {which}")
+    expected: dict[str, tuple[list[Any], int]] = {
+        "hopeless": (["step-failed", 1], 1),
+        "endless": (["step-timed-out", 2], 2),
+        "misfit": (["result-invalid", 1], 0),
+    }
+    logs = {which: _log(harness, which) for which in expected}
+    found = await asyncio.gather(
+        *(_run(harness, "trouble", {"log": str(log), "which": which}) for which, log in logs.items())
+    )
+    for (which, (outcome, attempts)), result in zip(expected.items(), found, strict=True):
+        same(result, outcome, which)
+        same(len(_lines(logs[which])), attempts, f"attempts of {which}")
 
 
 # -- timers
@@ -243,10 +253,14 @@ async def a_killed_worker_loses_nothing(harness: Harness) -> None:
     await harness.send(parked, "other", 1)
     found = await harness.result(run, RESULT_S_MAX)
     lines = _lines(log)
-    same([line.split()[0] for line in found], [str(number) for number in range(8)], "every step has its result")
+    same(
+        [line.split()[0] for line in found], [str(number) for number in range(8)], "every step has its result"
+    )
     same(list(dict.fromkeys(lines)), found, "chance is the same after the crash")
     check(len(lines) <= len(found) + 1, f"only the step in flight may run again, found {lines}")
-    same((await harness.result(parked, RESULT_S_MAX))[0], ["while it was down"], "a message in between is kept")
+    same(
+        (await harness.result(parked, RESULT_S_MAX))[0], ["while it was down"], "a message in between is kept"
+    )
     check(await harness.result(timer, RESULT_S_MAX) >= 0.49, "a timer goes on")
 
 

@@ -41,5 +41,7 @@ async def _work() -> None:
 
 
 if __name__ == "__main__":
-    kind, *arguments = sys.argv[1:]
-    asyncio.run({"embedded": embedded, "temporal": temporal}[kind](*arguments))
+    if sys.argv[1] == "temporal":
+        asyncio.run(temporal(sys.argv[2], sys.argv[3]))
+    else:
+        asyncio.run(embedded(sys.argv[2]))

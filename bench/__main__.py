@@ -1,0 +1,61 @@
+"""``python -m bench``: all measures, the tables, the raw JSON and the picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import measures, report, targets
+from bench.plan import FULL, QUICK
+from bench.subjects import TABLE
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    """Zero also when targets are missed: the tables say so; a benchmark is no test."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round, small sizes; not for quoting")
+    parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(TABLE)}")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON and the picture go")
+    chosen = parser.parse_args()
+    names = list(TABLE) if chosen.only is None else [name for name in TABLE if name in chosen.only.split(",")]
+    unknown = set((chosen.only or "").split(",")) - set(TABLE) - {""}
+    if unknown or not names:
+        parser.error(
+            f"no subject is called {', '.join(sorted(unknown))}; expected some of {', '.join(TABLE)}"
+        )
+    console = Console()
+    progress = Console(stderr=True)
+    began = datetime.now(UTC)
+    results = measures.all_measures(
+        QUICK if chosen.quick else FULL,
+        names,
+        lambda text: progress.print(f"[dim]{text}[/]", highlight=False),
+    )
+    found = targets.verdicts(results)
+    results = {"began": began.isoformat(timespec="seconds"), **results, "targets": targets.as_rows(found)}
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    stem = began.strftime("%Y-%m-%d") + ("-quick" if chosen.quick else "")
+    raw = chosen.out / f"{stem}.json"
+    raw.write_text(json.dumps(results, indent=1) + "\n")
+    report.show(results, found, console)
+    console.print(f"raw figures: {raw}", highlight=False, soft_wrap=True)
+    try:
+        from bench import plot  # matplotlib is heavy and may be missing; the figures are there without it
+    except ImportError as error:
+        console.print(f"no picture: {error}", highlight=False)
+    else:
+        picture = chosen.out / f"{stem}.png"
+        plot.draw(results, picture)
+        console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The entry point: help and version at once, everything else through cyclopts, every failure as an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+INTERRUPTED = 130
+
+# What `perdure --help` prints; a test holds it against the commands, so that the frequent case imports nothing.
+HELP = """\
+Usage: perdure COMMAND [ARGS] [OPTIONS]
+
+Perdure runs agents that do not die.
+
+Start:
+  demo [FOLDER]             A tour of a few minutes: crash an agent, watch it go on.
+  run APP:AGENT [INPUT]     Start a run, show its progress, print its result.
+  work APP                  Drive all runs of an app until told to stop.
+
+Look and act, also beside a running process:
+  runs list                 List runs, newest first.
+  runs show RUN             Everything about one run.
+  runs journal RUN          The recorded entries of a run.
+  runs tail RUN             Follow a run's entries as they are recorded.
+  runs diff RUN RUN         Two journals from their first difference.
+  runs cancel RUN [REASON]  Ask a run and its children to stop.
+  runs resume RUN           Let a blocked run go on.
+  runs fork RUN --at SEQ    Start a new run from a point of another's journal.
+  send RUN TOPIC [BODY]     Put a message into a run's mailbox.
+  questions                 List what runs ask humans.
+  answer RUN CALL [BODY]    Answer a question.
+  schedules list            List schedules.
+
+Operate:
+  backup TARGET             Copy the database, also while a process works on it.
+  doctor                    Check the installation and the data directory.
+  bench                     Measure durable steps on this disk, beside bare SQLite commits.
+
+Options:
+  --help, -h                Show this text; `perdure COMMAND --help` shows a command's options.
+  --version                 Show the version.
+
+Most commands take --data DIR (default $PERDURE_DATA, else ./data) and --json.
+Exit codes: 0 ok, 1 run failed, 2 usage, 3 refused, 4 unavailable, 5 blocked or corrupt, 130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in ([], ["--help"], ["-h"], ["help"]):
+        sys.stdout.write(HELP)
+        sys.exit(0)
+    if arguments == ["--version"]:
+        from perdure import __version__
+
+        print(__version__)
+        sys.exit(0)
+    sys.exit(_dispatch(arguments))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from cyclopts import CycloptsError
+
+    from perdure.cli.commands import app
+    from perdure.cli.output import Out, exit_code
+    from perdure.core.errors import PerdureError, UsageError
+
+    is_json = "--json" in arguments
+    try:
+        return int(app(arguments) or 0)
+    except CycloptsError as error:
+        failure: PerdureError = UsageError(_plain(error))
+    except PerdureError as error:
+        failure = error
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has gone: nobody is left to tell
+        return 0
+    Out(is_json).error(failure)
+    return exit_code(failure)
+
+
+def _plain(error: Exception) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{text}; `--help` shows what a command takes"
+
+
+def __getattr__(name: str) -> Any:
+    """``app``, the cyclopts application, made when it is first asked for."""
+    if name == "app":
+        from perdure.cli.commands import app
+
+        return app
+    raise AttributeError(name)
