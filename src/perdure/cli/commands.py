@@ -46,15 +46,30 @@ app.command(schedules)
 
 
 @app.command
-def demo(folder: str | None = None) -> int:
-    """A tour of a few minutes: crash an agent, watch it go on.
+def demo(
+    folder: str | None = None,
+    /,
+    *,
+    yes: bool = False,
+    fast: bool = False,
+    pace: int | None = None,
+    json: Json = False,
+) -> int:
+    """The invoice desk: a worker is killed half-way, and the journal proves what happened.
 
     Args:
-        folder: Where to put the files of the tour.
+        folder: A folder of `.eml` files; by default those shipped with the demo.
+        yes: Let the scripted reviewer answer, also at a terminal.
+        fast: No pauses for watching.
+        pace: Milliseconds of pause in each step.
+        json: One JSON object with the proof.
     """
     from perdure.cli import upkeep
 
-    return upkeep.demo(folder)
+    flags = [name for name, wanted in (("--yes", yes), ("--fast", fast), ("--json", json)) if wanted]
+    return upkeep.demo(
+        [*flags, *(["--pace", str(pace)] if pace is not None else []), *([folder] if folder else [])]
+    )
 
 
 @app.command

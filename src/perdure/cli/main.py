@@ -15,7 +15,7 @@ Usage: perdure COMMAND [ARGS] [OPTIONS]
 Perdure runs agents that do not die.
 
 Start:
-  demo [FOLDER]             A tour of a few minutes: crash an agent, watch it go on.
+  demo [FOLDER]             The invoice desk: a worker killed half-way; the proof.
   run APP:AGENT [INPUT]     Start a run, show its progress, print its result.
   work APP                  Drive all runs of an app until told to stop.
 

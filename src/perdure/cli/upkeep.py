@@ -158,8 +158,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "problems", "none"
 
 
-def demo(folder: str | None) -> int:
-    """Replace this process by the tour, so that signals go to it."""
-    command = [sys.executable, "-m", "perdure.demo", *([folder] if folder else [])]
+def demo(arguments: list[str]) -> int:
+    """Replace this process by the demo, so that signals go to it."""
+    command = [sys.executable, "-m", "perdure.demo", *arguments]
     sys.stdout.flush()
     os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
