@@ -3,39 +3,40 @@ PY := .venv/bin/python
 
 .PHONY: demo test check bench sim torture fmt setup clean
 
-.setup/dev: pyproject.toml uv.lock scripts/setup
+# The stamps lie in .venv, so that they go when it goes.
+.venv/.dev: pyproject.toml uv.lock scripts/setup
 	@sh scripts/setup dev
-	@mkdir -p .setup && touch $@
+	@touch $@
 
-.setup/bench: pyproject.toml uv.lock scripts/setup
+.venv/.bench: pyproject.toml uv.lock scripts/setup | .venv/.dev
 	@sh scripts/setup bench
-	@mkdir -p .setup && touch $@
+	@touch $@
 
-setup: .setup/dev
+setup: .venv/.dev
 
-demo: .setup/dev  ## the invoice desk, killed half-way (FOLDER=... for your own mails; run `perdure demo` to answer yourself)
+demo: .venv/.dev  ## the invoice desk, killed half-way (FOLDER=... for your own mails; run `perdure demo` to answer yourself)
 	@$(PY) -m perdure.demo --yes $(FOLDER)
 
-test: .setup/dev  ## the everyday suite
+test: .venv/.dev  ## the everyday suite
 	@$(PY) -m pytest -q $(ARGS)
 
-check: .setup/dev  ## format, lint, types, rooms, tidy and docs
+check: .venv/.dev  ## format, lint, types, rooms, tidy and docs
 	@.venv/bin/ruff format --check src tests bench
 	@.venv/bin/ruff check src tests bench
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache
 	@$(PY) -m pytest -q tests/house
 
-sim: .setup/dev  ## 200 simulated worlds (ARGS="--seeds 5000" for more)
+sim: .venv/.dev  ## 200 simulated worlds (ARGS="--seeds 5000" for more)
 	@$(PY) -m perdure.testing.simulate --seeds 200 $(ARGS)
 
-torture: .setup/dev  ## kill -9 of real workers at every journal boundary and at random
+torture: .venv/.dev  ## kill -9 of real workers at every journal boundary and at random
 	@$(PY) -m perdure.testing.torture $(ARGS)
 
-bench: .setup/dev .setup/bench  ## figures and rivals, side by side in one run
+bench: .venv/.bench  ## figures and rivals, side by side in one run
 	@$(PY) -m bench $(ARGS)
 
-fmt: .setup/dev
+fmt: .venv/.dev
 	@.venv/bin/ruff format src tests bench
 	@.venv/bin/ruff check --fix src tests bench
 

@@ -19,7 +19,9 @@ from perdure.kernel.retry import delay_ms
 from perdure.kernel.run import Block, Drive, Leave, RequestCancel, Rules, decide, fold
 
 RULES = Rules(version="v1", recoveries_max=3)
-START = e.RunStarted(seq=1, at_ms=10, agent="a", version="v1", input=Payload(inline=msgspec.Raw(b"1")), chance=7)
+START = e.RunStarted(
+    seq=1, at_ms=10, agent="a", version="v1", input=Payload(inline=msgspec.Raw(b"1")), chance=7
+)
 
 
 def journal(*more: Any) -> list[Any]:
@@ -141,7 +143,11 @@ def test_ids_sort_by_time(times: list[int], chance: int) -> None:
 
 @pytest.mark.parametrize("kind", e.ENTRY_TYPES, ids=lambda kind: kind.__name__)
 def test_every_entry_survives_json(kind: type[e.Entry]) -> None:
-    samples: dict[str, Any] = {"input": Payload(inline=msgspec.Raw(b"[1]")), "error": e.Failure("c", "m"), "waits": ()}
+    samples: dict[str, Any] = {
+        "input": Payload(inline=msgspec.Raw(b"[1]")),
+        "error": e.Failure("c", "m"),
+        "waits": (),
+    }
     samples |= {"result": samples["input"], "question": samples["input"], "value": samples["input"]}
     fields = {}
     for field in msgspec.structs.fields(kind):

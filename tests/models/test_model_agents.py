@@ -1,5 +1,7 @@
 """Model agents: what is journaled, what a crash costs, what is seen live."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import asyncio
@@ -19,7 +21,7 @@ from pydantic_ai.models.function import FunctionModel
 
 from perdure import Agent, Runtime, Settings, current_run, step
 from perdure.core import entries as e
-from perdure.core.errors import AgentFailedError, DefinitionError
+from perdure.core.errors import DefinitionError, StepFailedError
 from perdure.models.pydantic_agent import in_run
 from perdure.testing.models import OUTPUT, Call, ScriptedModel
 
@@ -84,7 +86,11 @@ async def test_each_request_and_each_tool_call_is_one_entry(data: Path) -> None:
 
 
 async def test_parallel_tool_calls_replay_and_cost_nothing_again(data: Path) -> None:
-    script = [[Call("look_up", {"city": "Graz"}), Call("look_up", {"city": "Linz"})], Call("ask_boss", {"question": "ok?"}), "fine"]
+    script = [
+        [Call("look_up", {"city": "Graz"}), Call("look_up", {"city": "Linz"})],
+        Call("ask_boss", {"question": "ok?"}),
+        "fine",
+    ]
 
     def agent() -> tuple[ScriptedModel, Agent]:
         model = ScriptedModel(script)
@@ -141,7 +147,11 @@ async def test_tokens_are_seen_live(data: Path) -> None:
         handle = await runtime.start("guide", "count")
         seen = [item async for item in handle.live()]
         assert await handle.result(10) == "one two three"
-    assert [(item.kind, item.data) for item in seen] == [("token", "one"), ("token", " two"), ("token", " three")]
+    assert [(item.kind, item.data) for item in seen] == [
+        ("token", "one"),
+        ("token", " two"),
+        ("token", " three"),
+    ]
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -160,7 +170,7 @@ async def test_a_refused_request_is_not_repeated(data: Path) -> None:
     model = ScriptedModel([ModelHTTPError(401, "scripted"), "never"])
     async with opened(data, Agent("guide", model=model)) as runtime:
         handle = await runtime.start("guide", "Hello")
-        with pytest.raises(AgentFailedError, match="401"):
+        with pytest.raises(StepFailedError, match="401"):
             await handle.result(10)
     assert model.requests == 1
 
@@ -235,6 +245,12 @@ async def test_a_kill_between_requests_pays_for_nothing_twice(tmp_path: Path) ->
     assert child.stdout is not None
     assert (await child.stdout.readline()).decode().strip() == "done"
     await child.wait()
-    assert log.read_text().split() == ["0", "1", "2", "3", "4"]  # just what an undisturbed run would have asked
+    assert log.read_text().split() == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]  # just what an undisturbed run would have asked
     async with Runtime.open(tmp_path / "data", agents=[], beside=True) as beside:
         assert names(beside.run(run)).count("model scripted") == 5

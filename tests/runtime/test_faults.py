@@ -62,7 +62,12 @@ async def test_an_unknown_agent_names_those_that_are_known(open_runtime: Open) -
 
 @pytest.mark.parametrize(
     ("name", "given"),
-    [("echo", 5), ("orders", {"item": "tea"}), ("retrying", ["only-one"]), ("retrying", {"label": "x", "fail": 1})],
+    [
+        ("echo", 5),
+        ("orders", {"item": "tea"}),
+        ("retrying", ["only-one"]),
+        ("retrying", {"label": "x", "fail": 1}),
+    ],
 )
 async def test_input_that_does_not_fit_starts_nothing(open_runtime: Open, name: str, given: Any) -> None:
     async with open_runtime() as runtime:
@@ -90,9 +95,16 @@ async def results(run: Run, which: str) -> Any:
 
 @pytest.mark.parametrize(
     ("which", "code"),
-    [("hint", "result-invalid"), ("json", "result-invalid"), ("hangs", "step-timed-out"), ("gives-up", "step-failed")],
+    [
+        ("hint", "result-invalid"),
+        ("json", "result-invalid"),
+        ("hangs", "step-timed-out"),
+        ("gives-up", "step-failed"),
+    ],
 )
-async def test_a_step_that_cannot_be_recorded_fails_its_run(open_runtime: Open, which: str, code: str) -> None:
+async def test_a_step_that_cannot_be_recorded_fails_its_run(
+    open_runtime: Open, which: str, code: str
+) -> None:
     async with open_runtime([results]) as runtime:
         handle = await runtime.start("results", which)
         with pytest.raises(PerdureError):
@@ -139,7 +151,9 @@ async def test_a_lambda_in_a_run_is_refused_at_the_call(open_runtime: Open) -> N
 
 
 @pytest.mark.parametrize(
-    "options", [{"retries": -1}, {"timeout": 0}, {"backoff": -1}, {"name": ""}], ids=lambda options: str(options)
+    "options",
+    [{"retries": -1}, {"timeout": 0}, {"backoff": -1}, {"name": ""}],
+    ids=lambda options: str(options),
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
@@ -293,7 +307,11 @@ async def test_a_second_engine_is_told_who_has_the_directory(open_runtime: Open,
             "asyncio.run(main())\n"
         )
         found = await asyncio.to_thread(
-            subprocess.run, [sys.executable, "-c", code, str(data)], capture_output=True, text=True, timeout=30
+            subprocess.run,
+            [sys.executable, "-c", code, str(data)],
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
         assert found.returncode != 0
         assert "data-dir-locked" in found.stderr
@@ -390,7 +408,9 @@ async def test_a_clock_that_goes_back_never_makes_a_journal_go_back(open_runtime
         assert times == sorted(times)
 
 
-async def test_the_watchdog_names_agent_and_line(open_runtime: Open, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_watchdog_names_agent_and_line(
+    open_runtime: Open, caplog: pytest.LogCaptureFixture
+) -> None:
     @agent("blocker")
     async def blocker(run: Run) -> None:
         time.sleep(0.3)  # this very line
@@ -400,7 +420,9 @@ async def test_the_watchdog_names_agent_and_line(open_runtime: Open, caplog: pyt
             await (await runtime.start("blocker")).result(5)
             await asyncio.sleep(0.15)
     found = "\n".join(record.getMessage() for record in caplog.records)
-    line = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "this very line" in text)
+    line = next(
+        n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "this very line" in text
+    )
     assert "loop-blocked" in found
     assert "agent `blocker`" in found
     assert f"{Path(__file__).name}:{line}" in found

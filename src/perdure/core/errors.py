@@ -251,6 +251,12 @@ class BrokenInvariantError(BlockedError):
     code = "invariant-broken"
 
 
+def step_failed(step: str, attempt: int, kind: str, message: str) -> StepFailedError:
+    """What an agent gets for a foreign exception of a step's last attempt: it says whose it was."""
+    text = f"step `{step}` failed on attempt {attempt}: {kind}: {message}"
+    return StepFailedError(text, step=step, attempts=attempt, type=kind)
+
+
 # -- control flow --------------------------------------------------------------------------------
 class Suspended(BaseException):
     """Raised by durable calls of a run that was evicted from memory, so that no ``finally`` acts on the world."""

@@ -123,7 +123,7 @@ class Swarm:
                 values[item.name] = chance.draw("swarm") * highest[item.name] if is_on else 0.0
         pick = chance.pick
         return cls(
-            **values,  # type: ignore[arg-type]
+            **values,
             store_ms=pick("swarm", (0, 1, 5, 40)),
             step_ms=pick("swarm", (1, 20, 400, 3_000)),
             skew_ms=pick("swarm", (0, 0, 300, 8_000)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perdure.agents.codec import to_json
@@ -188,10 +189,16 @@ class Clients:
         rows = self._world.oracle.unfinished()
         for row in rows:
             if row.status is Status.BLOCKED:
-                await self._act(lambda tx, run=row.id: works.resume(tx, run, self._now_ms(), version=None), row.id)
+                await self._act(partial(self._resume, run=row.id), row.id)
             elif row.agent == "collector" and (row.parent is None or self._is_orphan(row)):
                 await self._send(row.id, "stop")
         await self.answer()
+
+    def _resume(self, tx: Any, run: str) -> Any:
+        return works.resume(tx, run, self._now_ms(), version=None)
+
+    def _answer(self, tx: Any, run: str, call: int, body: Payload) -> Any:
+        return works.answer(tx, run, call, body, {}, sender="human", now_ms=self._now_ms())
 
     def _is_orphan(self, row: RunRecord) -> bool:
         """Whether the parent that would have told it to stop has ended."""
@@ -206,9 +213,6 @@ class Clients:
             body = payload_of(f"answer to {item.call}")
             self._world.sometimes["question answered"] += 1
             await self._act(
-                lambda tx, q=item, b=body: works.answer(
-                    tx, q.run, q.call, b, {}, sender="human", now_ms=self._now_ms()
-                ),
+                partial(self._answer, run=item.run, call=item.call, body=body),
                 item.run,
             )
-

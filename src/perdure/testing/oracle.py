@@ -29,7 +29,7 @@ STANDSTILL_S = 20.0  # virtual seconds; steps end sooner, and without faults not
 _BY_ANYONE = (e.RunStarted, e.RunForked, e.RunUnblocked, e.RunMigrated)
 
 
-class Violation(AssertionError):  # noqa: N818 - what was violated, not an error of a program
+class Violation(AssertionError):
     """An invariant does not hold."""
 
 
@@ -145,7 +145,9 @@ class Oracle:
     def at_rest(self, worker: str, engine: EmbeddedEngine) -> None:
         """Nothing is left behind in a worker when every run has ended."""
         executing = sorted(name for name, host in engine.hosts.items() if not host.is_parked)
-        self.demand(9, not executing, f"{worker} still executes {executing}")  # others' runs may still rest there
+        self.demand(
+            9, not executing, f"{worker} still executes {executing}"
+        )  # others' runs may still rest there
         self.demand(9, not any(engine.active.values()), f"{worker} counts {engine.active} as executing")
         self.demand(9, engine.suspect is None, f"{worker} still suspects {engine.suspect}")
         self.demand(9, not engine.accepting, f"{worker} still accepts {engine.accepting}")
@@ -167,7 +169,9 @@ class Oracle:
         self.demand(1, found == self.bodies[row.id], f"the journal of {where} is not what was committed")
         state = fold(journal)
         self.demand(2, state == fold(journal) == self.states[row.id], f"folding {where} twice differs")
-        self.demand(2, state.status == row.status, f"{where} is {row.status}, its journal says {state.status}")
+        self.demand(
+            2, state.status == row.status, f"{where} is {row.status}, its journal says {state.status}"
+        )
         try:
             replayed(self._world, row, journal)
         except (PerdureError, Violation) as error:

@@ -66,11 +66,14 @@ class _Unfenced(SqliteTransaction):
         self.put_blobs(blobs)
         for entry in entries:
             row = self._execute(
-                "SELECT key, (SELECT max(seq) FROM journal WHERE run = runs.key) FROM runs WHERE id = ?", (run_id,)
+                "SELECT key, (SELECT max(seq) FROM journal WHERE run = runs.key) FROM runs WHERE id = ?",
+                (run_id,),
             ).fetchone()
             moved = msgspec.structs.replace(entry, seq=row[1] + 1)
             body = encode_entry(moved)
-            self._execute("INSERT INTO journal VALUES (?, ?, ?, ?)", (row[0], moved.seq, zlib.crc32(body), body))
+            self._execute(
+                "INSERT INTO journal VALUES (?, ?, ?, ?)", (row[0], moved.seq, zlib.crc32(body), body)
+            )
 
 
 async def _run_step_noted(engine_worker: Any, host: Host, open_call: OpenCall) -> None:

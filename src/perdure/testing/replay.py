@@ -65,6 +65,8 @@ def replayed(world: World, row: RunRecord, journal: list[e.AnyEntry]) -> None:
         if main.cancelled() or main.exception() is not None:
             raise BlockedError("the agent returned live and raises on replay")
         if to_json(main.result()) != bytes(last.result.inline):
-            raise BlockedError(f"the agent returned {last.result.inline!r} live and {main.result()} on replay")
+            raise BlockedError(
+                f"the agent returned {last.result.inline!r} live and {main.result()} on replay"
+            )
     finally:
         host.close()

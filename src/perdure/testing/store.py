@@ -188,9 +188,7 @@ class SimStore:
         loop.call_at(at_s, _answer, futures, answers or [(None, failure)] * len(works))
 
 
-def _answer(
-    futures: list[asyncio.Future[Any]], answers: list[tuple[Any, Exception | None]]
-) -> None:
+def _answer(futures: list[asyncio.Future[Any]], answers: list[tuple[Any, Exception | None]]) -> None:
     for future, (result, error) in zip(futures, answers, strict=True):
         if future.done():
             continue

@@ -33,7 +33,9 @@ from perdure.stores.sqlite.store import _Answer, _Work
 
 STEPS = 6
 MESSAGES = 2
-SETTINGS = Settings(poll_ms=20, drain_ms=200, recoveries_max=1_000_000)  # every crash here is ours, not the run's
+SETTINGS = Settings(
+    poll_ms=20, drain_ms=200, recoveries_max=1_000_000
+)  # every crash here is ours, not the run's
 LIVES_MAX = 400  # lives of a worker in one round: more means that it does not get on
 
 

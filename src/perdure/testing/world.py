@@ -83,7 +83,7 @@ class World:
         self.seed = seed
         self.chance = Chance(seed, only)
         self.swarm = Swarm.of(self.chance)
-        self.loop = SimLoop()
+        self.loop = SimLoop()  # type: ignore[abstract] # what is not simulated raises on use
         self.disk = SimDisk(transaction)
         self.agents: dict[str, Agent] = {item.name: item for item in workload.AGENTS}
         self.trace: list[str] = []
@@ -150,6 +150,7 @@ class World:
             if not self.oracle.unfinished() and clients.is_done:
                 break
         self.log("end")
+        await asyncio.sleep(15.0)  # the last answers, and those who stood still, come back
         self.oracle.finished()
         for process in self._up():
             self.oracle.at_rest(process.worker, process.engine)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("perdure.dispatch")
 CLAIMS_MAX = 64  # runs taken in one transaction: each is replayed on the loop, which others need too
 WAKES_MAX = 1_000  # due runs queued in one transaction
-CLAIMS_LOOKED_AT_MAX = 100_000  # running runs looked through after a claim in doubt: more than a process drives
+CLAIMS_LOOKED_AT_MAX = (
+    100_000  # running runs looked through after a claim in doubt: more than a process drives
+)
 RETRY_MS = 200  # after the store did not answer
 
 
@@ -123,13 +125,16 @@ class Dispatcher:
             if renew:
                 tx.renew(engine.name, now_ms + settings.lease_ms)
             tx.release_expired(now_ms)
-            if was_in_doubt:
-                _release_unknown(tx, engine, now_ms)
+            _release_unknown(tx, engine, now_ms, is_in_doubt=was_in_doubt)
             woken = tx.wake_due(now_ms, WAKES_MAX)
             due = tx.schedules(due_ms=now_ms)
             claimed = (
                 tx.claim(engine.name, now_ms, room=room, limit=limit, suspects=suspects) if limit > 0 else []
             )
+            if claimed:
+                tx.renew(
+                    engine.name, now_ms + settings.lease_ms
+                )  # a claim without a lease would be taken away at once
             for run in claimed:
                 if run.recoveries:
                     _note_recovery(tx, run, now_ms, engine.name)
@@ -148,14 +153,23 @@ class Dispatcher:
         for schedule in due:
             await self._start_scheduled(schedule, now_ms)
         self.is_idle = not claimed
+        self._heed_others()
+        if len(claimed) == limit or woken == WAKES_MAX or (claimed and suspects and engine.suspect):
+            self._more = True
+            return 0 if engine.room() > 0 and claimed else settings.poll_ms
+        return self._wait_ms(now_ms, next_ms)
+
+    def _heed_others(self) -> None:
+        """Another process has written: messages or cancellations of our runs, or new runs."""
+        engine = self._engine
         if engine.store.changed_elsewhere():
             for host in list(engine.hosts.values()):
                 engine.worker.settle(host, forced=True)
             self._more = True
-        if len(claimed) == limit or woken == WAKES_MAX or (claimed and suspects and engine.suspect):
-            self._more = True
-            return 0 if engine.room() > 0 and claimed else settings.poll_ms
-        wait_ms = max(1, settings.poll_ms if next_ms is None else min(settings.poll_ms, next_ms - now_ms))
+
+    def _wait_ms(self, now_ms: int, next_ms: int | None) -> int:
+        poll_ms = self._engine.settings.poll_ms
+        wait_ms = max(1, poll_ms if next_ms is None else min(poll_ms, next_ms - now_ms))
         self._look_again_ms = now_ms + wait_ms
         return wait_ms
 
@@ -187,9 +201,11 @@ def next_time_ms(cron: str, timezone: str, after_ms: int) -> int:
     return int(next(CronSim(cron, after)).astimezone(UTC).timestamp() * 1000)
 
 
-def _release_unknown(tx: Transaction, engine: EmbeddedEngine, now_ms: int) -> None:
+def _release_unknown(tx: Transaction, engine: EmbeddedEngine, now_ms: int, *, is_in_doubt: bool) -> None:
     """Queue the runs under this worker's lease that it does not drive: their claim was committed, but not answered."""
-    for run in tx.runs(RunFilter(status=(Status.RUNNING,), limit=CLAIMS_LOOKED_AT_MAX)):
+    for run in (
+        tx.runs(RunFilter(status=(Status.RUNNING,), limit=CLAIMS_LOOKED_AT_MAX)) if is_in_doubt else ()
+    ):
         if run.worker != engine.name or run.id in engine.accepting:
             continue
         host = engine.hosts.get(run.id)

@@ -24,6 +24,7 @@ from perdure.core.errors import (
     Suspended,
     UsageError,
     error_for,
+    step_failed,
 )
 from perdure.core.limits import CALLS_OPEN_MAX
 from perdure.core.records import RunRecord
@@ -60,6 +61,8 @@ class Host:
         self.seen_ms = 0
         self.buffer: dict[int, e.Entry] = {}
         self.frontier = 0  # the last recorded entry that depends on what the code did
+        self.unwritten = 0  # patches on their way into the journal
+        self.held: list[OpenCall] = []  # calls that begin when those are durable
         self.is_live = False
         self.is_closed = False
         self.is_parked = False
@@ -125,7 +128,7 @@ class Host:
 
     def give_up(self, open_call: OpenCall) -> None:
         """The agent cancelled a call."""
-        if self.calls.pop(open_call.number, None) is not None:
+        if not self.is_closed and self.calls.pop(open_call.number, None) is not None:
             self.given_up[open_call.number] = open_call
             self.driver.drop_call(self, open_call)
 
@@ -254,8 +257,8 @@ class Host:
         match entry:
             case e.StepCompleted(result=result):
                 return read(result.inline if not result.blob else fetch(result))
-            case e.StepFailed(error=error):
-                return _step_failed(entry.name, entry.attempt, error)
+            case e.StepFailed():
+                return _failed_step(entry)
             case e.MessageReceived(message=message):
                 if message is None:
                     return None
@@ -322,6 +325,8 @@ class Host:
         for open_call in (*self.calls.values(), *self.given_up.values()):
             if open_call.task is not None:
                 open_call.task.cancel()
+            if not open_call.future.done():
+                open_call.future.set_exception(Suspended(self.run_id))
         self.loop.abandon()
         self.calls.clear()
         self.given_up.clear()
@@ -331,11 +336,11 @@ class Host:
 _OF_CODE = (e.CallEntry, e.TimerFired, e.RunParked, e.CancelRequested)
 
 
-def _step_failed(step: str, attempt: int, failure: e.Failure) -> Exception:
-    if failure.code == "step-failed":  # a foreign exception: say whose it is
-        text = f"step `{step}` failed on attempt {attempt}: {failure.type}: {failure.message}"
-        return error_for(failure.code)(text, type=failure.type, step=step, attempts=attempt)
-    return _raised(failure, step=step, attempts=attempt)
+def _failed_step(entry: e.StepFailed) -> Exception:
+    error = entry.error
+    if error.code == "step-failed":  # a foreign exception
+        return step_failed(entry.name, entry.attempt, error.type, error.message)
+    return _raised(error, step=entry.name, attempts=entry.attempt)
 
 
 def _raised(failure: e.Failure, **facts: Any) -> Exception:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -19,6 +20,7 @@ from typing import Any
 from perdure.core.errors import OutsideRunError, Suspended
 
 log = logging.getLogger("perdure.agent")
+_LAST_TURNS_MAX = 10_000  # callbacks that evicted code may run while it unwinds
 _TASKS_KEPT = 64  # finished tasks are dropped from the list when it has grown by this many
 
 
@@ -39,18 +41,27 @@ class RunLoop(asyncio.AbstractEventLoop):
         self._closed = False
 
     # -- driven by the engine
-    def drain(self) -> None:
-        """Run callbacks until none is ready."""
+    def drain(self, turns: int = -1) -> None:
+        """Run callbacks until none is ready (or, at eviction, for so many turns)."""
         before = events._get_running_loop()
         events._set_running_loop(self)
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(None, self._end_generator)
         ready = self.ready
         try:
-            while ready:
+            while ready and turns:
+                turns -= 1
                 handle = ready.popleft()
                 if not handle.cancelled():
                     handle._run()
         finally:
             events._set_running_loop(before)
+            sys.set_asyncgen_hooks(*hooks)
+
+    def _end_generator(self, generator: Any) -> None:
+        """Close a forgotten generator on this loop, not on the process's; once the run left memory, not at all."""
+        if not self._closed:
+            self.create_task(generator.aclose())
 
     def fire(self, number: int) -> bool:
         """Make a timer's callback ready; whether there is such a timer, or was."""
@@ -60,10 +71,14 @@ class RunLoop(asyncio.AbstractEventLoop):
         return number <= self._timers_made
 
     def abandon(self) -> None:
-        """Drop the agent's code where it stands: its ``finally`` blocks run, but can make no durable call."""
+        """Drop the agent's code where it stands.
+
+        Tasks that were woken with ``Suspended`` unwind here, each in its own context; what still waits for something
+        else is closed. ``finally`` blocks run, but the host lets them make no durable call.
+        """
         self._closed = True
-        self.ready.clear()
         self.timers.clear()
+        self.drain(_LAST_TURNS_MAX)
         for task in self.tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]

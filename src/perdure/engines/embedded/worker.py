@@ -23,6 +23,7 @@ from perdure.core.errors import (
 )
 from perdure.core.records import RunRecord, Status
 from perdure.core.values import Payload
+from perdure.engines.embedded.doubt import requeue, write_patch
 from perdure.engines.embedded.ending import finish, stop_at_once
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.open_call import OpenCall
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("perdure.worker")
 SUSPECT_RECOVERIES = 2
-RECLAIM_MS = (50, 2_000)  # first and longest wait before a run that was dropped is queued again
 
 
 class Worker:
@@ -84,7 +84,9 @@ class Worker:
         host.seq, host.at_ms = journal[-1].seq, journal[-1].at_ms
         try:
             state = fold(journal)
-            if run.cancel_reason is not None and (state.seq == 1 or state.status is Status.BLOCKED):
+            if run.cancel_reason is not None and (
+                state.seq == 1 + state.recoveries or state.status is Status.BLOCKED
+            ):
                 self._work(
                     host, stop_at_once(self, host, run.cancel_reason, run.cancel_code or "run-cancelled")
                 )
@@ -130,6 +132,9 @@ class Worker:
         """Begin to work on a call."""
         if self.engine.is_draining:
             return  # whoever takes the run over begins it; otherwise a busy run would never come to rest
+        if host.unwritten:
+            host.held.append(open_call)
+            return
         request = open_call.request
         if isinstance(request, StepCall):
             if open_call.due_ms is None:
@@ -166,15 +171,9 @@ class Worker:
         self.engine.watchers.show(host.run_id, kind, data)
 
     def record_patch(self, host: Host, name: str) -> None:
-        """Append ``PatchApplied``: queued before anything that comes after it, so durable before that."""
-        self._work(host, self._write_patch(host, name))
-
-    async def _write_patch(self, host: Host, name: str) -> None:
-        def work(tx: Transaction) -> e.Entry:
-            return record(tx, host, e.PatchApplied(**position(host, now_ms), name=name))
-
-        now_ms = self.wall_ms()
-        self.deliver(host, await self.engine.store.transact(work))
+        """Append ``PatchApplied``; until that is durable nothing that the agent does next may be recorded."""
+        host.unwritten += 1
+        self._work(host, write_patch(self, host, name))
 
     def wall_ms(self) -> int:
         """The time of day."""
@@ -245,7 +244,7 @@ class Worker:
         """The agent's code has nothing ready: it has ended, waits, or must be told that it waits for nothing."""
         if host.is_closed or host.is_ending or host.is_parked or host.main is None:
             return
-        if host.buffer:
+        if host.buffer or host.unwritten:
             return  # more is about to be delivered
         if host.main.done():
             host.is_ending = True
@@ -266,7 +265,7 @@ class Worker:
         """Look at the waits of a run, unless that is under way: then once more afterwards."""
         if host.is_closed or host.is_ending or host.is_parked or not host.is_live or self.engine.is_draining:
             return
-        if host.is_settling:
+        if host.is_settling or host.unwritten:
             host.must_settle = host.must_settle or forced
             return
         host.is_settling = True
@@ -275,6 +274,9 @@ class Worker:
 
     async def _settle(self, host: Host) -> None:
         if host.is_closed:
+            return
+        if host.unwritten:  # a patch was applied since this task was made
+            host.is_settling, host.must_settle = False, True
             return
         # Taken in one go with the waits, just before the work is queued: nothing else of the run is under way.
         may_park = host.busy == 1 and not host.buffer
@@ -378,24 +380,7 @@ class Worker:
 
     def _reclaim(self, name: str, fence: int, why: str) -> None:
         log.warning("run %s goes on from its journal: %s", name, why)
-        self.engine.spawn(self._requeue(name, fence), name=f"perdure-requeue-{name}")
-
-    async def _requeue(self, name: str, fence: int) -> None:
-        """Give a dropped run back, as soon as the store answers."""
-        wait_ms = RECLAIM_MS[0]
-        while not self.engine.is_draining:
-            await asyncio.sleep(wait_ms / 1000)
-            try:
-                await self.engine.store.transact(
-                    lambda tx: tx.move(name, fence, Status.QUEUED, now_ms=self.wall_ms())
-                )
-            except FenceError:
-                return  # it has ended, or another worker has it
-            except UnavailableError:
-                wait_ms = min(RECLAIM_MS[1], wait_ms * 2)
-                continue
-            self.engine.dispatcher.poke()
-            return
+        self.engine.spawn(requeue(self, name, fence), name=f"perdure-requeue-{name}")
 
 
 def _first(run: RunRecord, new: NewRun) -> list[e.AnyEntry]:

@@ -143,7 +143,9 @@ def send(
     """
     record = find(tx, run_id)
     message = tx.deliver(run_id, topic, body, blobs, sender=sender, now_ms=now_ms, key=key)
-    if record.status.is_ended and message:  # raising undoes the delivery; a repeat of an old message is no error
+    if (
+        record.status.is_ended and message
+    ):  # raising undoes the delivery; a repeat of an old message is no error
         raise RunEndedError(f"run `{run_id}` is {record.status} and takes no more messages", run=run_id)
     wake(tx, run_id, now_ms)
     return message

@@ -27,7 +27,9 @@ from perdure.core.errors import (
     DefinitionError,
     OutsideRunError,
     RunUnknownError,
+    StepFailedError,
     UsageError,
+    step_failed,
 )
 from perdure.core.ids import child_id
 from perdure.core.limits import CALLS_OPEN_MAX
@@ -183,7 +185,11 @@ class WorkflowCalls:
                     cause.details[1:] and cause.details[1]
                 )
                 if is_final or attempt > step.retries:
-                    raise from_failure(cause, "step-failed", step=step.name, attempts=attempt) from error
+                    failed = from_failure(cause, "step-failed", step=step.name, attempts=attempt)
+                    if type(failed) is StepFailedError:
+                        kind = str(failed.facts.get("type", "no answer"))
+                        failed = step_failed(step.name, attempt, kind, failed.message)
+                    raise failed from error
             wait_ms = delay_ms(
                 attempt, first_ms=step.backoff_ms, max_ms=step.backoff_ms_max, chance=self.chance(JITTER_BITS)
             )
