@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from asyncio import events
+from asyncio import events, tasks
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -44,6 +44,10 @@ class RunLoop(asyncio.AbstractEventLoop):
     def drain(self, turns: int = -1) -> None:
         """Run callbacks until none is ready (or, at eviction, for so many turns)."""
         before = events._get_running_loop()
+        # Python 3.14 keeps one current task for each thread, not for each loop: the outer one steps aside.
+        outer = None if before is None else asyncio.current_task(before)
+        if before is not None and outer is not None:
+            tasks._leave_task(before, outer)
         events._set_running_loop(self)
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(None, self._end_generator)
@@ -56,6 +60,8 @@ class RunLoop(asyncio.AbstractEventLoop):
                     handle._run()
         finally:
             events._set_running_loop(before)
+            if before is not None and outer is not None:
+                tasks._enter_task(before, outer)
             sys.set_asyncgen_hooks(*hooks)
 
     def _end_generator(self, generator: Any) -> None:
