@@ -487,3 +487,38 @@ async def test_an_agent_that_exits_ends_its_run_only(open_runtime: Open) -> None
         with pytest.raises(PerdureError, match="3"):
             await (await runtime.start("exits")).result(5)
         assert await (await runtime.start("echo", "still here")).result(5) == "still here!"
+
+
+class Moody:
+    """A type of the author's whose validation breaks in a way that nobody foresaw."""
+
+    is_broken = False
+
+    @classmethod
+    def model_validate(cls, value: Any) -> Moody:
+        if cls.is_broken:
+            raise RuntimeError("moody")
+        return cls()
+
+
+async def test_a_run_that_cannot_even_begin_is_blocked_and_the_others_go_on(
+    open_runtime: Open, data: Path
+) -> None:
+    @agent("moody")
+    async def moody(run: Run, mood: Moody) -> str:
+        return "fine"
+
+    async with Runtime.open(data, agents=[moody], beside=True) as runtime:
+        handle = await runtime.start("moody", {"a": 1})
+    Moody.is_broken = True
+    try:
+        async with open_runtime([moody]) as runtime:
+            with pytest.raises(BlockedError, match="moody"):
+                await runtime.run(handle.id).result(5)
+            assert await (await runtime.start("echo", "others")).result(5) == "others!"
+            assert await (await runtime.start("napping", 0.05)).result(5)  # the dispatcher still wakes runs
+    finally:
+        Moody.is_broken = False
+    async with open_runtime([moody]) as runtime:
+        await runtime.resume(handle.id)
+        assert await runtime.run(handle.id).result(5) == "fine"

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from perdure.testing.torture import at_random, boundaries
+from perdure.testing.torture import again, at_random, boundaries
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["after commit", "before commit"])
-async def test_killed_at_journal_boundaries(tmp_path: Path, before: bool) -> None:
-    verdict = await boundaries(tmp_path, before=before, runs=2, report=lambda kills: None)
+async def test_killed_at_every_boundary(tmp_path: Path, before: bool) -> None:
+    verdict = await boundaries(tmp_path, before=before, runs=1, report=lambda kills: None)
+    assert verdict.is_good, verdict
+    assert verdict.kills >= 10
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after commit", "before commit"])
+async def test_killed_again_and_again(tmp_path: Path, before: bool) -> None:
+    verdict = await again(tmp_path, before=before, runs=2, report=lambda kills: None)
     assert verdict.is_good, verdict
     assert verdict.kills >= 5
 

@@ -1,7 +1,7 @@
 """Torture with real processes: kill -9 real workers on a real file, then count what was lost or done twice.
 
-Two ways: at every journal boundary (the worker kills itself right after, or right before, the commit of entry N), and at
-random moments from outside. Each step appends a line to a log of its own (``O_APPEND``, one write), so that what the
+Three ways: once at every boundary (the worker kills itself right after, or right before, commit N, for every N), again
+and again at the first commits of each life, and from outside when a random number of steps has run. Each step appends a line to a log of its own (``O_APPEND``, one write), so that what the
 journal says is compared with what really happened.
 
 ``python -m perdure.testing.torture [--rounds N] [--runs N] [--json]``
@@ -20,8 +20,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,10 @@ class Verdict:
     steps: int = 0
     kills: int = 0
 
+    def plus(self, other: Verdict) -> Verdict:
+        """Both together."""
+        return Verdict(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
+
     @property
     def is_good(self) -> bool:
         """Nothing was lost and nothing recorded was repeated."""
@@ -206,7 +211,31 @@ def _worker(data: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 async def boundaries(folder: Path, *, before: bool, runs: int, report: Callable[[int], None]) -> Verdict:
-    """Kill at the first commit of a life, then at the second, the third ... until a life ends by itself."""
+    """Every boundary: the same work killed at commit 1, in a new folder at commit 2, 3 ... until none is left.
+
+    After the one kill a second worker goes on by itself.
+    """
+    total = Verdict()
+    for at in range(1, LIVES_MAX):
+        home = folder / str(at)
+        home.mkdir()
+        data, log = home / "data", home / "steps.log"
+        ids = await accept(data, log, runs)
+        witness = Witness(data, log)
+        worker = _worker(data, "--at", str(at), *(["--before"] if before else []))
+        killed = await asyncio.to_thread(worker.wait, 120) != 0
+        if killed:
+            report(at)
+            await witness.look()
+            await asyncio.to_thread(_worker(data).wait, 120)
+        total = total.plus(await judge(data, ids, witness, int(killed)))
+        if not killed:
+            break
+    return total
+
+
+async def again(folder: Path, *, before: bool, runs: int, report: Callable[[int], None]) -> Verdict:
+    """Kill each life at one of its first commits, again and again, until a life ends by itself."""
     data, log = folder / "data", folder / "steps.log"
     ids = await accept(data, log, runs)
     witness = Witness(data, log)
@@ -249,23 +278,25 @@ async def at_random(folder: Path, *, runs: int, seed: int, report: Callable[[int
 
 async def torture(rounds: int, runs: int, report: Callable[[str], None]) -> dict[str, Verdict]:
     """All kinds of rounds; verdicts added up by kind."""
+    few = max(1, runs // 4)  # where a few commits are a life of their own
+    kinds: dict[str, Callable[..., Awaitable[Verdict]]] = {
+        "after each commit": partial(boundaries, before=False, runs=1),
+        "before each commit": partial(boundaries, before=True, runs=1),
+        "after, again and again": partial(again, before=False, runs=few),
+        "before, again and again": partial(again, before=True, runs=few),
+        "at random": partial(at_random, runs=runs * 10),
+    }
     total: dict[str, Verdict] = {}
     for number in range(rounds):
-        for kind in ("after commit", "before commit", "random"):
+        for kind, work in kinds.items():
             with tempfile.TemporaryDirectory(prefix="perdure-torture-") as name:
 
                 def tell(kills: int, kind: str = kind, number: int = number) -> None:
                     report(f"round {number + 1} of {rounds}, {kind}: {kills} kills")
 
-                if kind == "random":
-                    verdict = await at_random(Path(name), runs=runs * 10, seed=number, report=tell)
-                else:
-                    few = max(1, runs // 4)  # each few commits are a life of their own here
-                    verdict = await boundaries(
-                        Path(name), before=kind == "before commit", runs=few, report=tell
-                    )
-            known = asdict(total.get(kind, Verdict()))
-            total[kind] = Verdict(**{key: known[key] + value for key, value in asdict(verdict).items()})
+                options = {"seed": number} if kind == "at random" else {}
+                verdict = await work(Path(name), report=tell, **options)
+            total[kind] = total.get(kind, Verdict()).plus(verdict)
     return total
 
 
@@ -290,9 +321,9 @@ def main() -> int:
     if options.json:
         print(json.dumps({kind: asdict(verdict) for kind, verdict in found.items()}))
     else:
-        print(f"{'killed':<14}" + "".join(f"{key.replace('_', ' '):>28}" for key in asdict(Verdict())))
+        print(f"{'killed':<26}" + "".join(f"{key.replace('_', ' '):>28}" for key in asdict(Verdict())))
         for kind, verdict in found.items():
-            print(f"{kind:<14}" + "".join(f"{value:>28}" for value in asdict(verdict).values()))
+            print(f"{kind:<26}" + "".join(f"{value:>28}" for value in asdict(verdict).values()))
     return 0 if all(verdict.is_good for verdict in found.values()) else 1
 
 

@@ -93,8 +93,10 @@ class Dispatcher:
             except UnavailableError as error:
                 log.warning("the store did not answer the dispatcher: %s", error)
                 wait_ms = RETRY_MS
-            except CorruptError:
-                log.exception("the store is damaged; the dispatcher tries again")
+            except (
+                Exception
+            ):  # a damaged store, or a bug: the runs in memory must not lose their lease for it
+                log.exception("the dispatcher failed and tries again")
                 wait_ms = engine.settings.poll_ms
             if wait_ms <= 0:
                 await asyncio.sleep(0)  # let the runs that were just claimed go on

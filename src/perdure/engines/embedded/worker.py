@@ -106,12 +106,15 @@ class Worker:
                 case RequestCancel() | Drive():  # the deadline is noticed when the waits are looked at
                     pass
             self._at(host, lambda: host.begin(journal))
-        except BlockedError as error:
-            self._work(host, self._block(host, error, error.code))
-            return
         except InputInvalidError as error:
             failure = e.Failure(code=error.code, message=error.message)
             self._work(host, finish(self, host, failure=failure))
+            return
+        except UnavailableError as error:
+            self._lose(host, error)
+            return
+        except Exception as error:  # noqa: BLE001 - that run is blocked; the dispatcher goes on with the others
+            self._trouble(host, error)
             return
         if host.main is not None and not host.main.done():
             host.go_live()
