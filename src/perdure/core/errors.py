@@ -103,6 +103,42 @@ class DataDirInvalidError(UsageError):
     code = "data-dir-invalid"
 
 
+class ToolUnknownError(UsageError):
+    """The agent's charter has no tool of that name."""
+
+    code = "tool-unknown"
+
+
+class ModelUnknownError(UsageError):
+    """No upstream offers that model."""
+
+    code = "model-unknown"
+
+
+class ArgumentsInvalidError(UsageError):
+    """The arguments do not fit the tool's JSON Schema."""
+
+    code = "arguments-invalid"
+
+
+class RequestInvalidError(UsageError):
+    """A request to the gateway is not what its protocol asks for: not JSON, a missing field, too large."""
+
+    code = "request-invalid"
+
+
+class ActionUnknownError(UsageError):
+    """No action has that id, or it is not in the state that the request needs."""
+
+    code = "action-unknown"
+
+
+class SecretUnknownError(UsageError):
+    """A reference names a secret that is nowhere to be found."""
+
+    code = "secret-unknown"
+
+
 class OutsideRunError(UsageError):
     """A durable call was made by code that is not running inside the run."""
 
@@ -120,6 +156,48 @@ class SessionBusyError(RefusedError):
     """The session has an unfinished run and its policy is ``reject``."""
 
     code = "session-busy"
+
+
+class BudgetExhaustedError(RefusedError):
+    """The run, or a run above it, has used up its budget; nothing was sent."""
+
+    code = "budget-exhausted"
+
+
+class UnpricedError(RefusedError):
+    """The model has no known price and a budget of money is in force, so the cost cannot be checked."""
+
+    code = "model-unpriced"
+
+
+class ToolChangedError(RefusedError):
+    """A tool's description or schema is not the one that the run began with."""
+
+    code = "tool-changed"
+
+
+class AddressRefusedError(RefusedError):
+    """The address is private, local or otherwise not for agents."""
+
+    code = "address-refused"
+
+
+class StatementRefusedError(RefusedError):
+    """The SQL statement does what the tool does not allow."""
+
+    code = "statement-refused"
+
+
+class TokenRefusedError(RefusedError):
+    """The run token is missing, forged, of another run, or its run's attempt has ended."""
+
+    code = "token-refused"
+
+
+class DivergedError(RefusedError):
+    """A restarted program asked for something else than it did before, and the setting says to stop there."""
+
+    code = "program-diverged"
 
 
 # -- something outside; retried ----------------------------------------------------------------
@@ -159,6 +237,30 @@ class StepTimeoutError(UnavailableError):
     code = "step-timed-out"
 
 
+class UpstreamError(UnavailableError):
+    """A model's upstream did not answer, or answered with 429 or 5xx: as if the call had not been made."""
+
+    code = "upstream-unavailable"
+
+
+class UpstreamInvalidError(UnavailableError):
+    """A model's upstream answered with something that its protocol does not allow."""
+
+    code = "upstream-invalid"
+
+
+class ToolUnreachableError(UnavailableError):
+    """The tool could not be reached: nothing was sent."""
+
+    code = "tool-unreachable"
+
+
+class ToolDoubtfulError(UnavailableError):
+    """The request was sent and no answer came: what it did is not known."""
+
+    code = "action-doubtful"
+
+
 class FenceError(UnavailableError):
     """The write carries the fence of a lease that was lost; another worker owns the run."""
 
@@ -176,6 +278,24 @@ class StepFailedError(StepError):
     """A step raised on its last attempt; ``facts`` has the step, attempts, type and message."""
 
     code = "step-failed"
+
+
+class ToolFailedError(StepError):
+    """A tool said that it failed; ``facts`` has the tool and what it said."""
+
+    code = "tool-failed"
+
+
+class ActionNotDoneError(StepError):
+    """A doubtful action was decided: it did not happen."""
+
+    code = "action-not-done"
+
+
+class ProgramFailedError(StepError):
+    """A hosted program ended with an error more often than its policy allows."""
+
+    code = "program-failed"
 
 
 class ResultInvalidError(StepError):

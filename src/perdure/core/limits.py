@@ -11,6 +11,8 @@ BLOB_BYTES_MIN = 64 * 1024  # larger payloads leave the journal: a row stays wit
 ERROR_TEXT_MAX = 4_000  # characters of a foreign error message kept in the journal
 NAME_LENGTH_MAX = 200  # characters of an agent, step, topic, session or idempotency key
 CALLS_OPEN_MAX = 10_000  # durable calls one run may have open at once: a gather over more is a bug
+TOOL_TIMEOUT_MS = 60_000  # a tool that has not answered by then is in doubt
+TOOL_OUTPUT_BYTES_MAX = 256 * 1024  # more than this fills a model's context; the rest becomes an artifact
 BATCH_WORKS_MAX = 1_024  # works that share one commit: bounds the latency of the first of them
 
 

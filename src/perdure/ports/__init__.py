@@ -2,7 +2,20 @@
 
 from perdure.ports.clock import Clock
 from perdure.ports.entropy import Entropy
+from perdure.ports.secrets import Secrets
 from perdure.ports.store import Store, Transaction
 from perdure.ports.telemetry import NullTelemetry, Telemetry
+from perdure.ports.tools import Probe, Tool, Toolset
 
-__all__ = ["Clock", "Entropy", "NullTelemetry", "Store", "Telemetry", "Transaction"]
+__all__ = [
+    "Clock",
+    "Entropy",
+    "NullTelemetry",
+    "Probe",
+    "Secrets",
+    "Store",
+    "Telemetry",
+    "Tool",
+    "Toolset",
+    "Transaction",
+]

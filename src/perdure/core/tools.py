@@ -1,0 +1,109 @@
+"""Tools as values: what a tool declares, one use of it, and what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+from perdure.core.errors import DefinitionError
+from perdure.core.limits import TOOL_OUTPUT_BYTES_MAX, TOOL_TIMEOUT_MS
+
+Recovery = Literal["pure", "idempotent", "queryable", "opaque"]
+Effect = Literal["read", "reversible", "compensable", "irreversible"]
+RECOVERIES: tuple[Recovery, ...] = ("pure", "idempotent", "queryable", "opaque")
+EFFECTS: tuple[Effect, ...] = ("read", "reversible", "compensable", "irreversible")
+
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a tool says of itself.
+
+    Attributes:
+        name: how agents call it; letters, digits, ``_``, ``-`` and ``.``, 1 to 128 characters.
+        description: what a model reads.
+        parameters: JSON Schema (2020-12) of its arguments, an object.
+        output: JSON Schema of what it returns, if it says so.
+        recovery: what may be done after a crash between dispatch and record: ``pure`` run it again, ``idempotent`` the same
+            key again, ``queryable`` probe first, ``opaque`` nothing: a human decides.
+        effect: what it does to the world.
+        source: where it comes from, such as ``python``, ``mcp:github``, ``openapi:shop``, ``sql:orders``, ``agent:desk``.
+        timeout_ms: how long one call may take.
+        output_bytes_max: a longer output becomes an artifact.
+    """
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "object"})
+    output: dict[str, Any] | None = None
+    recovery: Recovery = "opaque"
+    effect: Effect = "irreversible"
+    source: str = "python"
+    timeout_ms: int = TOOL_TIMEOUT_MS
+    output_bytes_max: int = TOOL_OUTPUT_BYTES_MAX
+
+    def __post_init__(self) -> None:
+        if not is_tool_name(self.name):
+            message = f"a tool is called `{self.name!r:.80}`; expected 1 to 128 letters, digits, `_`, `-` or `.`"
+            raise DefinitionError(message, tool=self.name)
+        if self.recovery not in RECOVERIES or self.effect not in EFFECTS:
+            message = (
+                f"tool `{self.name}` declares recovery `{self.recovery}` and effect `{self.effect}`; expected one of "
+                f"{', '.join(RECOVERIES)} and one of {', '.join(EFFECTS)}"
+            )
+            raise DefinitionError(message, tool=self.name)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what a model is told and what the gateway relies on: name, description, schemas, declarations."""
+        shown = [self.name, self.description, self.parameters, self.output, self.recovery, self.effect]
+        return hashlib.sha256(_encoder.encode(shown)).hexdigest()
+
+
+class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
+    """One use of a tool.
+
+    Attributes:
+        run: the run that acts.
+        key: the idempotency key ``run/call``; the same on every attempt.
+        arguments: checked against the tool's schema.
+    """
+
+    run: str
+    key: str
+    arguments: dict[str, Any]
+
+
+class ToolOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a tool answered.
+
+    Attributes:
+        value: plain data: what ``run.act`` returns.
+        content: MCP content blocks, where the tool made its own; otherwise the value is shown as text.
+        is_error: the tool ran and says that it failed; ``value`` says why.
+    """
+
+    value: Any = None
+    content: tuple[dict[str, Any], ...] = ()
+    is_error: bool = False
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """MCP content blocks."""
+        if self.content:
+            return list(self.content)
+        text = self.value if isinstance(self.value, str) else _encoder.encode(self.value).decode()
+        return [{"type": "text", "text": text}]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What a probe found out about a doubtful use of a tool."""
+
+    answer: Literal["happened", "did-not-happen", "unknown"]
+    output: ToolOutput | None = None
+
+
+def is_tool_name(name: str) -> bool:
+    """Whether a tool can be called that (the characters that MCP allows)."""
+    return 0 < len(name) <= 128 and name.isascii() and all(c.isalnum() or c in "_-." for c in name)
