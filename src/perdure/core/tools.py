@@ -46,7 +46,9 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         if not is_tool_name(self.name):
-            message = f"a tool is called `{self.name!r:.80}`; expected 1 to 128 letters, digits, `_`, `-` or `.`"
+            message = (
+                f"a tool is called `{self.name!r:.80}`; expected 1 to 128 letters, digits, `_`, `-` or `.`"
+            )
             raise DefinitionError(message, tool=self.name)
         if self.recovery not in RECOVERIES or self.effect not in EFFECTS:
             message = (

@@ -2,12 +2,14 @@
 
 from perdure.ports.clock import Clock
 from perdure.ports.entropy import Entropy
+from perdure.ports.models import Answer, Upstreams
 from perdure.ports.secrets import Secrets
 from perdure.ports.store import Store, Transaction
 from perdure.ports.telemetry import NullTelemetry, Telemetry
 from perdure.ports.tools import Probe, Tool, Toolset
 
 __all__ = [
+    "Answer",
     "Clock",
     "Entropy",
     "NullTelemetry",
@@ -18,4 +20,5 @@ __all__ = [
     "Tool",
     "Toolset",
     "Transaction",
+    "Upstreams",
 ]
