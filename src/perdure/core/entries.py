@@ -6,13 +6,13 @@ its meaning gets a new class, so that journals of every landed version still rep
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
 from perdure.core.values import NULL, Payload
 
-JOURNAL_VERSION = 1  # written in RunStarted; raised when a class is added that older code cannot read
+JOURNAL_VERSION = 2  # written in RunStarted; raised when a class is added that older code cannot read
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -240,6 +240,94 @@ class StateChanged(CallEntry, frozen=True, kw_only=True):
     value: Payload | None = None
 
 
+# -- actions ---------------------------------------------------------------------------------------
+class ActionIntended(CallEntry, frozen=True, kw_only=True):
+    """An action passed every gate and its budget is reserved; from here on it may have been dispatched."""
+
+    kind = "act"
+    what: Literal["tool", "model"]
+    request: Payload
+    recovery: str
+    effect: str
+    endpoint: str = ""
+    attempt: int = 0
+
+
+class ActionHeld(CallEntry, frozen=True, kw_only=True):
+    """An action waits for a decision; nothing was sent."""
+
+    kind = "act"
+    what: Literal["tool", "model"]
+    request: Payload
+    recovery: str
+    effect: str
+    reason: Failure
+    endpoint: str = ""
+    attempt: int = 0
+
+
+class ActionDoubted(CallEntry, frozen=True, kw_only=True):
+    """Whether a dispatched action happened is not known; it waits for a probe or a human."""
+
+    kind = "act"
+    error: Failure
+
+
+class ActionDecided(CallEntry, frozen=True, kw_only=True):
+    """A human or a probe decided about a held or doubtful action that goes on (the others end at once)."""
+
+    kind = "act"
+    decision: str
+    by: str
+
+
+class ActionEnded(CallEntry, frozen=True, kw_only=True):
+    """The outcome of an action. ``state`` is ``succeeded``, ``failed``, ``lost`` or ``refused``."""
+
+    kind = "act"
+    state: str
+    result: Payload | None = None
+    error: Failure | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    usd_micros: int | None = None
+    upstream: str = ""
+    decided_by: str = ""
+
+
+# -- hosted programs -------------------------------------------------------------------------------
+class ProgramStarted(CallEntry, frozen=True, kw_only=True):
+    """Attempt ``attempt`` of a hosted program was started."""
+
+    kind = "program"
+    attempt: int
+
+
+class ProgramExited(CallEntry, frozen=True, kw_only=True):
+    """An attempt ended without a result; the next one begins at ``due_ms``."""
+
+    kind = "program"
+    attempt: int
+    error: Failure
+    due_ms: int
+
+
+class ProgramSuspended(CallEntry, frozen=True, kw_only=True):
+    """A program that only waited for a decision was stopped; it is started again when there is one."""
+
+    kind = "program"
+    attempt: int
+
+
+class ProgramEnded(CallEntry, frozen=True, kw_only=True):
+    """A hosted program ended for good, with a result or an error."""
+
+    kind = "program"
+    attempt: int
+    result: Payload | None = None
+    error: Failure | None = None
+
+
 class PatchApplied(Entry, frozen=True, kw_only=True):
     """``run.patched(name)`` answered yes here."""
 
@@ -272,12 +360,31 @@ AnyEntry = (
     | QuestionAnswered
     | StateRead
     | StateChanged
+    | ActionIntended
+    | ActionHeld
+    | ActionDoubted
+    | ActionDecided
+    | ActionEnded
+    | ProgramStarted
+    | ProgramExited
+    | ProgramSuspended
+    | ProgramEnded
     | PatchApplied
 )
 
 ENTRY_TYPES: tuple[type[Entry], ...] = AnyEntry.__args__
 ENDINGS = (RunCompleted, RunFailed, RunCancelled)
-NOTES = (StepRetried, QuestionAsked)  # about a call that stays open
+NOTES = (  # about a call that stays open
+    StepRetried,
+    QuestionAsked,
+    ActionIntended,
+    ActionHeld,
+    ActionDoubted,
+    ActionDecided,
+    ProgramStarted,
+    ProgramExited,
+    ProgramSuspended,
+)
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyEntry] = msgspec.json.Decoder(AnyEntry)
@@ -299,5 +406,7 @@ def decode_entry(body: bytes) -> AnyEntry:
 
 def payloads(entry: Entry) -> tuple[Payload, ...]:
     """The payloads that an entry carries, for stores that keep large ones as blobs."""
-    found = (getattr(entry, name, None) for name in ("input", "result", "body", "question", "value"))
+    found = (
+        getattr(entry, name, None) for name in ("input", "result", "body", "question", "value", "request")
+    )
     return tuple(item for item in found if isinstance(item, Payload))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from perdure.core.entries import (
+    NOTES,
     AnyEntry,
     CallEntry,
     CancelRequested,
@@ -107,6 +108,8 @@ def fold(entries: Iterable[AnyEntry], state: RunState | None = None) -> RunState
             retries[entry.call] = entry
         elif isinstance(entry, QuestionAsked):
             questions[entry.call] = entry
+        elif isinstance(entry, NOTES):
+            pass
         elif isinstance(entry, CallEntry):
             invariant(entry.call not in calls, f"call {entry.call} ended twice", seq=entry.seq)
             calls.add(entry.call)

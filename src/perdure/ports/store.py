@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from perdure.core.actions import Account, ActionFilter, ActionRecord, ActionState, Budget, Served, Spend
 from perdure.core.entries import AnyEntry, Entry
 from perdure.core.records import Mail, Question, RunFilter, RunRecord, Schedule, Status
 from perdure.core.values import Payload
@@ -175,6 +176,47 @@ class Transaction(Protocol):
 
     def drop_schedule(self, name: str) -> bool:
         """Remove a schedule; whether it was there."""
+        ...
+
+    # -- actions and accounts
+    def put_action(self, action: ActionRecord) -> None:
+        """Add a row to the ledger."""
+        ...
+
+    def change_action(self, before: ActionState, action: ActionRecord) -> None:
+        """Replace a row that is in state ``before``; it is a broken invariant if it is not."""
+        ...
+
+    def action(self, run_id: str, call: int) -> ActionRecord | None:
+        """One row of the ledger."""
+        ...
+
+    def actions(self, want: ActionFilter) -> list[ActionRecord]:
+        """Rows, newest first."""
+        ...
+
+    def run_actions(self, run_id: str) -> list[ActionRecord]:
+        """Every row of one run, in call order."""
+        ...
+
+    def note_served(self, served: Served) -> None:
+        """Remember which row answered an attempt of a hosted program."""
+        ...
+
+    def served(self, run_id: str) -> list[Served]:
+        """What was answered from the journal, in order."""
+        ...
+
+    def accounts(self, run_id: str) -> list[Account]:
+        """The account of a run and of each run above it, the nearest first."""
+        ...
+
+    def book(self, run_id: str, reserved: Spend, spent: Spend) -> None:
+        """Add to what a run and each run above it have reserved and spent; negative amounts take away."""
+        ...
+
+    def set_budget(self, run_id: str, budget: Budget | None) -> None:
+        """Give a run a budget, or take it away."""
         ...
 
 
