@@ -1,0 +1,299 @@
+"""The path of every act: gates and budget, durable intent, dispatch, durable outcome.
+
+Nothing leaves the process before its intent is durable, and nothing is told to the agent before its outcome is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from perdure.core import entries as e
+from perdure.core.actions import ActionState, Spend
+from perdure.core.errors import (
+    PerdureError,
+    ToolDoubtfulError,
+    ToolFailedError,
+    ToolUnreachableError,
+    UnavailableError,
+    UpstreamError,
+)
+from perdure.core.limits import ERROR_TEXT_MAX
+from perdure.core.models import ModelRequest, Usage
+from perdure.core.tools import ToolOutput, ToolSpec, ToolUse
+from perdure.gateway import ledger
+from perdure.gateway.outputs import Exchange, bounded, exchange
+from perdure.gateway.prices import cost_usd_micros, estimate_usd_micros
+from perdure.gateway.redact import Redactor
+from perdure.gateway.schema import ArgumentSchema
+from perdure.gateway.seat import Act, Outcome, Seat
+from perdure.gateway.wire import AnswerReader, RequestFacts
+from perdure.kernel.actions import in_doubt
+from perdure.ports import Answer, NullTelemetry, Probe, Telemetry, Tool, Upstreams
+
+S = ActionState
+OUTPUT_TOKENS_ASSUMED = 4_096  # reserved for an answer where the request sets no limit
+BYTES_PER_TOKEN = 3  # on the safe side: text has about four bytes a token
+REPEATS_MAX = 2  # how often a pure or idempotent tool is sent again, under its key, when no answer came
+Emit = Callable[[bytes], None]
+
+
+class Gateway:
+    """Judges, records, dispatches, records.
+
+    Args:
+        upstreams: who answers model requests.
+        redactor: takes secrets out of what is stored.
+        payload_bytes_max: the largest request or result.
+        telemetry: listens to spans and counts.
+    """
+
+    def __init__(
+        self,
+        *,
+        upstreams: Upstreams,
+        redactor: Redactor,
+        payload_bytes_max: int,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        self.upstreams = upstreams
+        self.redactor = redactor
+        self.payload_bytes_max = payload_bytes_max
+        self.telemetry = telemetry or NullTelemetry()
+        self._schemas: dict[str, ArgumentSchema] = {}
+
+    # -- before
+    def check_arguments(self, spec: ToolSpec, arguments: dict[str, Any]) -> None:
+        """Gate 1, the schema.
+
+        Raises:
+            ArgumentsInvalidError: the arguments do not fit.
+        """
+        digest = spec.digest
+        schema = self._schemas.get(digest)
+        if schema is None:
+            schema = self._schemas[digest] = ArgumentSchema(spec.parameters)
+        schema.check(arguments, spec.name)
+
+    def estimate(self, facts: RequestFacts, at_ms: int) -> Spend:
+        """What a model request may use at most, as far as it can be told beforehand."""
+        tokens_in = facts.input_bytes // BYTES_PER_TOKEN + 1
+        tokens_out = facts.output_tokens_max or OUTPUT_TOKENS_ASSUMED
+        price = self.upstreams.price(facts.model)
+        money = estimate_usd_micros(facts.model, tokens_in, tokens_out, price, at_ms)
+        return Spend(
+            tokens=tokens_in + tokens_out, usd_micros=money or 0, calls=1, unpriced=1 if money is None else 0
+        )
+
+    async def propose(self, seat: Seat, act: Act, *, hold: e.Failure | None = None) -> e.CallEntry:
+        """Judge and record: ``ActionIntended``, ``ActionHeld``, or ``ActionEnded`` when it is refused. Durable on return.
+
+        With ``hold`` the act is held for that reason, whatever the gates say.
+        """
+        act.stored, _ = self.redactor.clean(act.request)
+        warnings: list[str] = []
+
+        def make(tx: Any, position: dict[str, int]) -> tuple[e.CallEntry, Any]:
+            entry, blobs, room = ledger.propose(tx, position, seat, act, self.payload_bytes_max, hold)
+            warnings.extend(room.warnings)
+            return entry, blobs
+
+        entry = await seat.write(make)
+        self._warn(seat, warnings)
+        return entry
+
+    async def release(self, seat: Seat, act: Act) -> e.CallEntry:
+        """Judge a held act again."""
+        return await seat.write(
+            lambda tx, position: ledger.release(tx, position, seat, act, self.payload_bytes_max)[:2]
+        )
+
+    def _warn(self, seat: Seat, warnings: list[str]) -> None:
+        for text in warnings:
+            seat.show("budget", text)
+
+    # -- after
+    async def conclude(self, seat: Seat, act: Act, outcome: Outcome) -> e.CallEntry:
+        """Record an outcome; durable on return."""
+        entry = await seat.write(
+            lambda tx, position: ledger.conclude(
+                tx, position, seat.run_id, act.call, act.digest, outcome, self.payload_bytes_max
+            )
+        )
+        if self.telemetry.is_on:
+            self.telemetry.count(
+                "perdure.actions.ended", 1, {"what": act.what, "name": act.name, "state": outcome.state.value}
+            )
+        return entry
+
+    # -- tools
+    async def use_tool(self, act: Act, tool: Tool, run_id: str) -> Outcome:
+        """Dispatch a tool, again under the same key if it may be repeated and did not answer."""
+        spec = tool.spec
+        arguments: dict[str, Any] = msgspec.json.decode(act.request)
+        use = ToolUse(run=run_id, key=f"{run_id}/{act.call}", arguments=arguments)
+        repeats = REPEATS_MAX if in_doubt("tool", act.recovery) == "repeat" else 0
+        while True:
+            outcome = await self._one_use(tool, spec, use)
+            if outcome.state is not S.UNKNOWN:
+                return outcome
+            if repeats:
+                repeats -= 1
+                continue
+            if in_doubt("tool", act.recovery) == "probe":
+                return await self.probe(tool, use, outcome)
+            if act.recovery in ("pure", "idempotent"):
+                return Outcome(S.FAILED, Spend(calls=1), error=outcome.error)
+            return outcome
+
+    async def _one_use(self, tool: Tool, spec: ToolSpec, use: ToolUse) -> Outcome:
+        spent = Spend(calls=1)
+        try:
+            async with asyncio.timeout(spec.timeout_ms / 1000):
+                output = await tool.call(use)
+        except (ToolDoubtfulError, TimeoutError) as error:
+            text = str(error) or f"tool `{spec.name}` did not answer within {spec.timeout_ms} ms"
+            return Outcome(
+                S.UNKNOWN, spent, error=e.Failure(code="action-doubtful", message=text[:ERROR_TEXT_MAX])
+            )
+        except PerdureError as error:
+            unreached = isinstance(error, ToolUnreachableError)
+            failure = e.Failure(code=error.code, message=self._told(error.message))
+            return Outcome(S.FAILED, Spend() if unreached else spent, error=failure)
+        except Exception as error:  # noqa: BLE001 - the tool's own failure: recorded, and raised in the agent
+            kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+            text = self._told(f"tool `{spec.name}` failed: {kind}: {error}")
+            return Outcome(
+                S.FAILED, spent, error=e.Failure(code=ToolFailedError.code, message=text, type=kind)
+            )
+        return self.answered(spec, output, spent)
+
+    def answered(self, spec: ToolSpec, output: ToolOutput, spent: Spend) -> Outcome:
+        """The outcome of an answer: searched for secrets, bounded, the excess kept as an artifact."""
+        try:
+            kept, blobs = bounded(output, spec.output_bytes_max, self.redactor)
+        except PerdureError as error:
+            failure = e.Failure(code=error.code, message=error.message)
+            return Outcome(S.FAILED, spent, error=failure)
+        return Outcome(S.SUCCEEDED, spent, result=kept, blobs=blobs)
+
+    def _told(self, text: str) -> str:
+        cleaned, _ = self.redactor.clean(text.encode())
+        return cleaned.decode(errors="replace")[:ERROR_TEXT_MAX]
+
+    async def probe(self, tool: Tool, use: ToolUse, doubt: Outcome) -> Outcome:
+        """Ask a tool whether a doubtful use of it happened; it stays doubtful if that is not found out."""
+        if not isinstance(tool, Probe):
+            return doubt
+        try:
+            async with asyncio.timeout(tool.spec.timeout_ms / 1000):
+                finding = await tool.probe(use)
+        except Exception as error:  # noqa: BLE001 - a probe that fails leaves the doubt, and a human decides
+            why = f"the probe of tool `{tool.spec.name}` failed: {error}"
+            failure = e.Failure(code="action-doubtful", message=self._told(why))
+            return Outcome(S.UNKNOWN, doubt.spent, error=failure)
+        if finding.answer == "happened":
+            output = finding.output or ToolOutput(value=None)
+            found = self.answered(tool.spec, output, Spend(calls=1))
+            return Outcome(
+                found.state,
+                found.spent,
+                result=found.result,
+                error=found.error,
+                decided_by="probe",
+                blobs=found.blobs,
+            )
+        if finding.answer == "did-not-happen":
+            failure = e.Failure(
+                code="action-not-done", message="the tool's probe says that it did not happen"
+            )
+            return Outcome(S.FAILED, Spend(), error=failure, decided_by="probe")
+        return doubt
+
+    # -- models
+    @contextlib.asynccontextmanager
+    async def ask_model(self, act: Act, run_id: str) -> AsyncIterator[Answer]:
+        """Send a model request; the answer's head has arrived when this is entered."""
+        request = ModelRequest(
+            endpoint=act.endpoint,
+            model=act.name,
+            body=act.request,
+            headers=act.headers,
+            key=f"{run_id}/{act.call}",
+        )
+        async with self.upstreams.open(request) as answer:
+            yield answer
+
+    async def drain(self, act: Act, answer: Answer, emit: Emit, at_ms: int) -> Outcome:
+        """Read an answer to its end, handing each chunk on, and make its outcome.
+
+        Raises:
+            UpstreamError: it broke off.
+        """
+        reader = AnswerReader(act.endpoint, answer.content_type)
+        chunks: list[bytes] = []
+        async for chunk in answer.chunks:
+            reader.feed(chunk)
+            chunks.append(chunk)
+            emit(chunk)
+        facts = reader.end()
+        body = b"".join(chunks)
+        stored, _ = self.redactor.clean(body)
+        result = exchange(answer.status, answer.content_type, stored)
+        if answer.status < 300 and not facts.is_complete:
+            why = facts.problem or "the answer broke off"
+            message = f"upstream `{answer.upstream}` sent an answer that cannot be used: {why}"
+            raise UpstreamError(
+                message, status=answer.status, body=body[:ERROR_TEXT_MAX].decode(errors="replace")
+            )
+        spent, money = self._spent(act, answer, facts.usage, at_ms)
+        state = S.SUCCEEDED if answer.status < 400 else S.FAILED
+        error = None
+        if state is S.FAILED:
+            text = self._told(body[:ERROR_TEXT_MAX].decode(errors="replace"))
+            error = e.Failure(code="upstream-refused", message=f"status {answer.status}: {text}")
+        return Outcome(
+            state,
+            spent,
+            result=result,
+            error=error,
+            usage=facts.usage,
+            usd_micros=money,
+            upstream=answer.upstream,
+        )
+
+    def _spent(self, act: Act, answer: Answer, usage: Usage | None, at_ms: int) -> tuple[Spend, int | None]:
+        if answer.status >= 400:
+            return Spend(calls=1), 0
+        tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0) if usage else 0
+        money: int | None = None
+        if usage is not None:
+            price = self.upstreams.price(act.name)
+            money = cost_usd_micros(answer.model if price is None else act.name, usage, price, at_ms)
+        if money is None:  # unknown, never zero: what was reserved stands for it where there is a budget
+            return Spend(
+                tokens=tokens or act.estimate.tokens, usd_micros=act.estimate.usd_micros, calls=1, unpriced=1
+            ), None
+        return Spend(tokens=tokens, usd_micros=money, calls=1), money
+
+    async def model(self, seat: Seat, act: Act) -> Outcome:
+        """One model request without a reader: the outcome, or ``lost``."""
+        try:
+            async with self.ask_model(act, seat.run_id) as answer:
+                return await self.drain(act, answer, lambda _: None, seat.now_ms())
+        except PerdureError as error:
+            return lost(error)
+
+
+def lost(error: PerdureError) -> Outcome:
+    """The outcome of a model request that counts as not made."""
+    failure = e.Failure(code=error.code, message=error.message[:ERROR_TEXT_MAX])
+    state = S.LOST if isinstance(error, UnavailableError) else S.FAILED
+    return Outcome(state, Spend(), error=failure)
+
+
+__all__ = ["Awaitable", "Exchange", "Gateway", "lost"]

@@ -1,0 +1,432 @@
+"""Hosted programs: a restarted program is answered from the journal up to the frontier, and live from there.
+
+One :class:`Attempt` is one start of the program. Each of its calls is recognised by ``kernel.identity``: the first row
+of the run that this attempt has not consumed yet, at the strongest level; only what no row answers is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from perdure.core import entries as e
+from perdure.core.actions import ActionRecord, ActionState, Level, Served, Spend, What
+from perdure.core.errors import DivergedError, ModelUnknownError, PerdureError, RunEndedError
+from perdure.core.tools import ToolOutput, ToolSpec
+from perdure.core.values import digest
+from perdure.gateway import ledger
+from perdure.gateway.catalogue import Catalogue, check_pin, digests
+from perdure.gateway.gateway import Gateway, lost
+from perdure.gateway.outputs import read_exchange, read_kept
+from perdure.gateway.seat import Act, HostedSeat, Outcome
+from perdure.gateway.tee import Tee
+from perdure.gateway.wire import read_request
+from perdure.kernel.identity import Identity, Rows, difference, identify_model, identify_tool
+from perdure.ports import Tool
+
+S = ActionState
+Divergence = Literal["fail", "live", "ask"]
+Progress = Callable[[float, float | None, str], None]
+
+
+@dataclass(slots=True)
+class Claim:
+    """The row that a request got, and how: from the journal, attached to one under way, or new."""
+
+    call: int
+    level: Level
+
+
+@dataclass(slots=True)
+class Known:
+    """What an attempt knows of a row."""
+
+    what: What
+    state: ActionState
+    identity: Identity
+    end_seq: int | None = None
+    intent_seq: int = 0
+    tee: Tee | None = None
+    ended: asyncio.Future[e.CallEntry] | None = None
+    is_abandoned: bool = False  # its reader went away before it had everything
+    levels: list[Level] = field(default_factory=list)
+
+
+class Attempt:
+    """One start of a hosted program.
+
+    Args:
+        gateway: the path of every act.
+        seat: the run.
+        number: which attempt, from 1.
+        catalogue: what the program may use.
+        divergence: what to do with a call that no row answers while rows are left: ``fail``, send it ``live``, or
+            ``ask`` a human.
+    """
+
+    def __init__(
+        self, gateway: Gateway, seat: HostedSeat, number: int, catalogue: Catalogue, *, divergence: Divergence
+    ) -> None:
+        self.gateway = gateway
+        self.seat = seat
+        self.number = number
+        self.catalogue = catalogue
+        self.divergence: Divergence = divergence
+        self.is_over = False
+        self.waiting = 0  # requests that only a decision can end
+        self.working = 0  # other requests under way
+        self.changed = asyncio.Event()
+        self.seen = 0  # calls of this attempt: moves when the program does something
+        self._known: dict[int, Known] = {}
+        self._rows: dict[What, Rows] = {"model": Rows(), "tool": Rows()}
+        for row in seat.ledger():
+            self._learn(row)
+
+    def _learn(self, row: ActionRecord) -> None:
+        """Take in a row of an earlier attempt."""
+        if not (row.state.is_fact or row.state.is_open):
+            return
+        identity = Identity(exact=row.exact, masked=row.masked, causal=row.causal, ordinal=row.ordinal)
+        self._known[row.call] = Known(row.what, row.state, identity, row.end_seq, row.intent_seq)
+        self._rows[row.what].add(row.call, identity)
+
+    # -- models
+    async def model(
+        self, endpoint: str, body: bytes, headers: tuple[tuple[str, str], ...] = (), *, is_retry: bool = False
+    ) -> tuple[Tee, Claim]:
+        """Answer a model request; the tee gives the answer as it comes, or as it was recorded.
+
+        Raises:
+            RequestInvalidError, ModelUnknownError, BudgetExhaustedError, DivergedError, UpstreamError and others.
+        """
+        self._check()
+        facts = read_request(endpoint, body)
+        if not self.gateway.upstreams.offers(facts.model, endpoint):
+            offered = ", ".join(f"`{item}`" for item in self.gateway.upstreams.names()) or "none by name"
+            message = f"no upstream offers model `{facts.model}` for `{endpoint}`; offered: {offered}"
+            raise ModelUnknownError(message, model=facts.model)
+        identity = identify_model(endpoint, facts.data)
+        claim = self._claim("model", identity, is_retry=is_retry)
+        if claim is not None:
+            return await self._recorded_model(claim), claim
+        act = Act(
+            what="model",
+            name=facts.model,
+            digest=identity.exact[:16],
+            request=body,
+            recovery="pure",
+            effect="read",
+            estimate=self.gateway.estimate(facts, self.seat.now_ms()),
+            endpoint=endpoint,
+            attempt=self.number,
+            identity=identity,
+            headers=headers,
+        )
+        hold = self._diverged("model", facts.data)
+        known = self._adopt(act)
+        tee = known.tee = Tee()
+        self.seat.work(self._live_model(act, known, tee, hold))
+        return tee, Claim(act.call, "live")
+
+    async def _recorded_model(self, claim: Claim) -> Tee:
+        known = self._known[claim.call]
+        self._note(claim)
+        if known.tee is not None and known.tee.error is None:
+            return known.tee
+        if (
+            known.end_seq is None
+        ):  # intended by an attempt whose gateway died: the engine is about to mark it as lost
+            raise RunEndedError(
+                f"action {claim.call} of run `{self.seat.run_id}` is not settled yet; ask again"
+            )
+        entry = self.seat.entry(known.end_seq)
+        tee = Tee()
+        if not isinstance(entry, e.ActionEnded) or entry.result is None:
+            error = (
+                entry.error
+                if isinstance(entry, e.ActionEnded) and entry.error
+                else e.Failure("tool-failed", "no result")
+            )
+            raise ledger.raised(error)
+        told = read_exchange(self.seat.bytes_of(entry.result))
+        tee.head(told.status, told.content_type, (("x-perdure-replayed", claim.level),))
+        tee.feed(told.body)
+        tee.end()
+        return tee
+
+    async def _live_model(self, act: Act, known: Known, tee: Tee, hold: e.Failure | None) -> None:
+        """Intent, dispatch, outcome; goes on when the program is gone."""
+        self._busy(1)
+        try:
+            if not await self._cleared(act, known, hold):
+                tee.fail(self._refusal(known))
+                return
+            try:
+                async with self.gateway.ask_model(act, self.seat.run_id) as answer:
+                    tee.head(answer.status, answer.content_type, answer.headers)
+                    outcome = await self.gateway.drain(act, answer, tee.feed, self.seat.now_ms())
+            except PerdureError as error:
+                await self._end(act, known, lost(error))
+                tee.fail(error)
+                return
+            await self._end(act, known, outcome)
+            tee.end()
+        except PerdureError as error:
+            tee.fail(error)
+            raise
+        finally:
+            if not tee.is_over:
+                tee.fail(RunEndedError(f"run `{self.seat.run_id}` was stopped"))
+            self._busy(-1)
+
+    # -- tools
+    async def specs(self) -> Sequence[ToolSpec]:
+        """The tools that the run is pinned to, as they are shown to it; those that changed are left out."""
+        self._check()
+        tools = await self.catalogue.tools()
+        await self._pin(tools)
+        shown: list[ToolSpec] = []
+        for name, tool in tools.items():
+            if self.seat.pins.get(name) == tool.spec.digest:
+                shown.append(
+                    tool.spec if tool.spec.name == name else msgspec.structs.replace(tool.spec, name=name)
+                )
+        return shown
+
+    async def _pin(self, tools: Mapping[str, Tool]) -> None:
+        if not self.seat.pins and tools:
+            await self.seat.pin(digests(tools))
+
+    async def use(
+        self, name: str, arguments: dict[str, Any], *, progress: Progress | None = None
+    ) -> ToolOutput:  # noqa: ARG002
+        """Use a tool, or answer from the journal.
+
+        Raises:
+            ToolUnknownError, ToolChangedError, ArgumentsInvalidError, BudgetExhaustedError, DivergedError: nothing was sent.
+            ToolFailedError, ActionNotDoneError: how it ended.
+        """
+        self._check()
+        tool = await self.catalogue.find(name)
+        await self._pin(await self.catalogue.tools())
+        check_pin(self.seat.pins, name, tool.spec)
+        self.gateway.check_arguments(tool.spec, arguments)
+        identity = identify_tool(name, arguments)
+        claim = self._claim("tool", identity, is_retry=False)
+        if claim is None:
+            data = msgspec.json.encode(arguments)
+            act = Act(
+                what="tool",
+                name=name,
+                digest=digest(data),
+                request=data,
+                recovery=tool.spec.recovery,
+                effect=tool.spec.effect,
+                estimate=Spend(calls=1),
+                attempt=self.number,
+                identity=identity,
+            )
+            hold = self._diverged("tool", arguments)
+            known = self._adopt(act)
+            claim = Claim(act.call, "live")
+            self.seat.work(self._live_tool(act, known, tool, hold))
+        else:
+            self._note(claim)
+        return await self._outcome(claim)
+
+    async def _live_tool(self, act: Act, known: Known, tool: Tool, hold: e.Failure | None) -> None:
+        self._busy(1)
+        try:
+            if await self._cleared(act, known, hold):
+                outcome = await self.gateway.use_tool(act, tool, self.seat.run_id)
+                await self._end(act, known, outcome)
+        finally:
+            self._busy(-1)
+
+    async def _outcome(self, claim: Claim) -> ToolOutput:
+        """Wait for the end of a row, however long a decision takes."""
+        known = self._known[claim.call]
+        if known.end_seq is not None:
+            entry = self.seat.entry(known.end_seq)
+        else:
+            stuck = known.state in (S.UNKNOWN, S.HELD)
+            self._wait(1 if stuck else 0)
+            try:
+                entry = await self.seat.ended(claim.call, self._on_doubt(known, stuck=stuck))
+            finally:
+                if known.state in (S.UNKNOWN, S.HELD):
+                    self._wait(-1)
+            self._settled(known, entry)
+        known.is_abandoned = False
+        if not isinstance(entry, e.ActionEnded):
+            raise RunEndedError(f"run `{self.seat.run_id}` was stopped")
+        if entry.error is not None:
+            raise ledger.raised(entry.error, action=f"{self.seat.run_id}/{claim.call}")
+        return read_kept(self.seat.bytes_of(entry.result)).output() if entry.result else ToolOutput()
+
+    def _on_doubt(self, known: Known, *, stuck: bool) -> Callable[[ActionState], None]:
+        """Called when the row changes its state before its end."""
+        was = stuck
+
+        def tell(state: ActionState) -> None:
+            nonlocal was
+            known.state = state
+            now = state in (S.UNKNOWN, S.HELD)
+            if now is not was:
+                self._wait(1 if now else -1)
+                was = now
+
+        return tell
+
+    def _settled(self, known: Known, entry: e.CallEntry) -> None:
+        if isinstance(entry, e.ActionEnded):
+            known.state = ActionState(entry.state)
+            known.end_seq = entry.seq
+
+    # -- rows
+    def _claim(self, what: What, identity: Identity, *, is_retry: bool) -> Claim | None:
+        """The row that answers a call. Nothing is awaited between the match and the mark, so no two calls get one row."""
+        self.seen += 1
+        self.changed.set()
+        rows = self._rows[what]
+        found = rows.match(identity)
+        if found is not None:
+            call, level = found
+            rows.consume(call)
+            return Claim(call, level)
+        for call, known in reversed(self._known.items()):
+            if known.what == what and known.identity.exact == identity.exact:
+                under_way = known.tee is not None and known.tee.error is None and not known.tee.is_over
+                if known.is_abandoned or (is_retry and (under_way or known.state.is_fact)):
+                    known.is_abandoned = False
+                    return Claim(call, "retry")
+        return None
+
+    def _adopt(self, act: Act) -> Known:
+        """Make a new row, consumed by this attempt."""
+        call = act.call = self.seat.adopt(act)
+        identity = act.identity
+        if identity is None:
+            raise RunEndedError("a call of a hosted program has no identity")
+        known = self._known[call] = Known(act.what, S.INTENDED, identity)
+        rows = self._rows[act.what]
+        rows.add(call, identity)
+        rows.consume(call)
+        return known
+
+    def _note(self, claim: Claim) -> None:
+        served = Served(
+            run=self.seat.run_id,
+            attempt=self.number,
+            call=claim.call,
+            level=claim.level,
+            at_ms=self.seat.now_ms(),
+        )
+        self.seat.later(lambda tx: tx.note_served(served))
+
+    def _diverged(self, what: What, asked: Any) -> e.Failure | None:
+        """A call that no row answers while rows are left: stop, hold it, or let it go."""
+        left = [call for call in self._rows[what].left() if self._known[call].state.is_fact]
+        if not left or self.divergence == "live":
+            return None
+        known = self._known[left[0]]
+        intent = self.seat.entry(known.intent_seq)
+        lines: list[str] = []
+        if isinstance(intent, e.ActionIntended):
+            lines = difference(msgspec.json.decode(self.seat.bytes_of(intent.request)), asked)
+        message = (
+            f"the restarted program asks for something else than before: row {left[0]} ({intent.name}) of run "
+            f"`{self.seat.run_id}` and {len(left) - 1} more were not asked for yet; " + "; ".join(lines)
+        )
+        if self.divergence == "fail":
+            raise DivergedError(message, run=self.seat.run_id, row=left[0], difference=lines)
+        return e.Failure(code=DivergedError.code, message=message)
+
+    async def _cleared(self, act: Act, known: Known, hold: e.Failure | None) -> bool:
+        """Propose, wait while it is held; whether it may be sent."""
+        entry = await self.gateway.propose(self.seat, act, hold=hold)
+        while isinstance(entry, e.ActionHeld):
+            known.state, known.intent_seq = S.HELD, entry.seq
+            self._wait(1)
+            self._busy(-1)
+            try:
+                decided = await self.seat.decided(act.call)
+            finally:
+                self._wait(-1)
+                self._busy(1)
+            if not isinstance(decided, e.ActionDecided):
+                entry = decided
+                break
+            entry = await self.gateway.release(self.seat, act)
+        known.intent_seq = entry.seq
+        if isinstance(entry, e.ActionIntended):
+            known.state = S.INTENDED
+            return True
+        self._drop(act, known, entry)
+        return False
+
+    def _drop(self, act: Act, known: Known, entry: e.CallEntry) -> None:
+        """It was refused: no fact, and a later attempt may ask again."""
+        self._settled(known, entry)
+        self._rows[act.what].remove(act.call)
+        if known.tee is not None and isinstance(entry, e.ActionEnded) and entry.error is not None:
+            error = ledger.raised(entry.error)
+            if isinstance(error, PerdureError):
+                known.tee.fail(error)
+
+    def _refusal(self, known: Known) -> PerdureError:
+        if known.tee is not None and known.tee.error is not None:
+            return known.tee.error
+        return RunEndedError(f"run `{self.seat.run_id}` was stopped")
+
+    async def _end(self, act: Act, known: Known, outcome: Outcome) -> None:
+        entry = await self.gateway.conclude(self.seat, act, outcome)
+        self._settled(known, entry)
+        if isinstance(entry, e.ActionDoubted):
+            known.state = S.UNKNOWN
+        elif known.state is S.LOST:
+            self._rows[act.what].remove(act.call)
+
+    # -- coming to rest
+    def abandon(self, claim: Claim) -> None:
+        """The reader of a row went away before it had everything: the same request again attaches to it."""
+        known = self._known.get(claim.call)
+        if known is not None:
+            known.is_abandoned = True
+
+    def _check(self) -> None:
+        if self.is_over:
+            raise RunEndedError(f"attempt {self.number} of run `{self.seat.run_id}` is over")
+
+    def _wait(self, change: int) -> None:
+        self.waiting += change
+        self.changed.set()
+
+    def _busy(self, change: int) -> None:
+        self.working += change
+        self.changed.set()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether everything that the program has asked for waits for a decision."""
+        return self.waiting > 0 and self.working == 0
+
+    async def stuck_for(self, grace_s: float) -> None:
+        """Until the attempt has been stuck for so long without a break."""
+        while True:
+            self.changed.clear()
+            if not self.is_stuck:
+                await self.changed.wait()
+                continue
+            try:
+                async with asyncio.timeout(grace_s):
+                    await self.changed.wait()
+            except TimeoutError:
+                return
+
+
+Work = Callable[[], Awaitable[None]]

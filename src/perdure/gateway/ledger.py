@@ -1,0 +1,243 @@
+"""The writes of the ledger: plain functions over a transaction, each with its journal entry and its booking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from perdure.core import entries as e
+from perdure.core.actions import ActionRecord, ActionState, Decision, Spend
+from perdure.core.errors import ActionUnknownError, RefusedError, error_for, invariant
+from perdure.core.values import Payload, pack
+from perdure.gateway.seat import Act, Blobs, Outcome, Seat
+from perdure.kernel.actions import event_for, transition
+from perdure.kernel.budget import Room, judge
+from perdure.ports import Transaction
+
+S = ActionState
+NOTHING = Spend()
+
+
+class Ruling(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision about a held or doubtful action, as it travels in the mailbox of its run."""
+
+    decision: Decision
+    by: str = ""
+    result: Any = None
+    reason: str = ""
+
+
+def propose(
+    tx: Transaction, position: dict[str, int], seat: Seat, act: Act, limit: int, hold: e.Failure | None = None
+) -> tuple[Any, Blobs, Room]:
+    """Judge the budget and record the intent (or that the act is held or refused), in one transaction.
+
+    Returns:
+        The entry, its blobs, and what the budget said.
+    """
+    payload, blobs = pack(act.stored or act.request, limit)
+    now_ms = position["at_ms"]
+    room = judge(tx.accounts(seat.run_id), act.estimate, now_ms)
+    if hold is not None and (room.refusal is None or room.holds):
+        room = Room(hold, holds=True)
+    common: dict[str, Any] = {**position, "call": act.call, "name": act.name, "digest": act.digest}
+    told: dict[str, Any] = {
+        "what": act.what,
+        "request": payload,
+        "recovery": act.recovery,
+        "effect": act.effect,
+        "endpoint": act.endpoint,
+        "attempt": act.attempt,
+    }
+    entry: e.CallEntry
+    if room.refusal is None:
+        entry, state = e.ActionIntended(**common, **told), S.INTENDED
+        tx.book(seat.run_id, act.estimate, NOTHING)
+    elif room.holds:
+        entry, state = e.ActionHeld(**common, **told, reason=room.refusal), S.HELD
+    else:
+        entry, state = e.ActionEnded(**common, state=S.REFUSED, error=room.refusal), S.REFUSED
+    tx.put_action(_row(seat, act, state, position["seq"], now_ms, room))
+    return entry, blobs, room
+
+
+def _row(seat: Seat, act: Act, state: ActionState, seq: int, now_ms: int, room: Room) -> ActionRecord:
+    known = act.identity
+    ended = state is S.REFUSED
+    return ActionRecord(
+        run=seat.run_id,
+        call=act.call,
+        agent=seat.agent,
+        what=act.what,
+        name=act.name,
+        state=state,
+        recovery=act.recovery,
+        effect=act.effect,
+        intended_ms=now_ms,
+        intent_seq=seq,
+        endpoint=act.endpoint,
+        exact=known.exact if known else "",
+        masked=known.masked if known else "",
+        causal=known.causal if known else "",
+        ordinal=known.ordinal if known else "",
+        attempt=act.attempt,
+        end_seq=seq if ended else None,
+        ended_ms=now_ms if ended else None,
+        reserved=act.estimate if state is S.INTENDED else NOTHING,
+        code=room.refusal.code if room.refusal else "",
+    )
+
+
+def release(
+    tx: Transaction, position: dict[str, int], seat: Seat, act: Act, limit: int
+) -> tuple[Any, Blobs, Room]:
+    """Judge a held act once more; record its intent, or that it stays held."""
+    payload, blobs = pack(act.stored or act.request, limit)
+    row = found(tx, seat.run_id, act.call)
+    room = judge(tx.accounts(seat.run_id), act.estimate, position["at_ms"])
+    told: dict[str, Any] = {
+        **position, "call": act.call, "name": act.name, "digest": act.digest, "what": act.what, "request": payload,
+        "recovery": act.recovery, "effect": act.effect, "endpoint": act.endpoint, "attempt": act.attempt,
+    }  # fmt: skip
+    if room.refusal is not None:
+        return e.ActionHeld(**told, reason=room.refusal), blobs, room
+    tx.book(seat.run_id, act.estimate, NOTHING)
+    change(
+        tx,
+        row,
+        S.INTENDED,
+        reserved=act.estimate,
+        intended_ms=position["at_ms"],
+        intent_seq=position["seq"],
+        code="",
+    )
+    return e.ActionIntended(**told), blobs, room
+
+
+def conclude(
+    tx: Transaction,
+    position: dict[str, int],
+    run_id: str,
+    call: int,
+    digest: str,
+    outcome: Outcome,
+    limit: int,
+) -> tuple[e.CallEntry, Blobs]:
+    """Record an outcome, give back what was reserved, book what was spent."""
+    row = found(tx, run_id, call)
+    result: Payload | None = None
+    blobs = dict(outcome.blobs)
+    if outcome.result is not None:
+        result, more = pack(outcome.result, limit)
+        blobs.update(more)
+    common: dict[str, Any] = {**position, "call": call, "name": row.name, "digest": digest}
+    if outcome.state is S.UNKNOWN:
+        invariant(outcome.error is not None, "a doubtful action says why")
+        change(tx, row, S.UNKNOWN, code=outcome.error.code if outcome.error else "")
+        return e.ActionDoubted(
+            **common, error=outcome.error or e.Failure(code="action-doubtful", message="")
+        ), blobs
+    usage = outcome.usage
+    tokens_in = usage.input_tokens if usage else None
+    tokens_out = usage.output_tokens if usage else None
+    tx.book(run_id, NOTHING.minus(row.reserved), outcome.spent)
+    change(
+        tx,
+        row,
+        outcome.state,
+        end_seq=position["seq"],
+        ended_ms=position["at_ms"],
+        reserved=NOTHING,
+        spent=outcome.spent,
+        input_tokens=tokens_in,
+        output_tokens=tokens_out,
+        upstream=outcome.upstream,
+        code=outcome.error.code if outcome.error else "",
+    )
+    entry = e.ActionEnded(
+        **common,
+        state=outcome.state,
+        result=result,
+        error=outcome.error,
+        input_tokens=tokens_in,
+        output_tokens=tokens_out,
+        usd_micros=outcome.usd_micros,
+        upstream=outcome.upstream,
+        decided_by=outcome.decided_by,
+    )
+    return entry, blobs
+
+
+def rule(
+    tx: Transaction, position: dict[str, int], run_id: str, call: int, digest: str, ruling: Ruling, limit: int
+) -> tuple[e.CallEntry, Blobs] | None:
+    """What a decision makes of an action: its end, or that it goes on. ``None`` if it does not fit the action's state."""
+    row = tx.action(run_id, call)
+    if row is None:
+        return None
+    by = ruling.by or "unknown"
+    common: dict[str, Any] = {**position, "call": call, "name": row.name, "digest": digest}
+    match row.state, ruling.decision:
+        case S.UNKNOWN, "happened":
+            data = msgspec.json.encode(ruling.result)
+            spent = Spend(calls=1, unpriced=1 if row.reserved.unpriced or row.what == "model" else 0)
+            outcome = Outcome(S.SUCCEEDED, spent, result=data, decided_by=by)
+            return conclude(tx, position, run_id, call, digest, outcome, limit)
+        case S.UNKNOWN, "did-not-happen":
+            text = f"it was decided by `{by}` that the action did not happen" + (
+                f": {ruling.reason}" if ruling.reason else ""
+            )
+            error = e.Failure(code="action-not-done", message=text)
+            return conclude(
+                tx,
+                position,
+                run_id,
+                call,
+                digest,
+                Outcome(S.FAILED, NOTHING, error=error, decided_by=by),
+                limit,
+            )
+        case S.UNKNOWN, "retry":
+            change(tx, row, S.INTENDED, intended_ms=position["at_ms"], code="")
+            return e.ActionDecided(**common, decision="retry", by=by), {}
+        case S.HELD, "retry" | "live":
+            return e.ActionDecided(**common, decision=ruling.decision, by=by), {}
+        case S.HELD, "fail" | "did-not-happen":
+            text = f"the held action was refused by `{by}`" + (f": {ruling.reason}" if ruling.reason else "")
+            error = e.Failure(code=row.code or RefusedError.code, message=text)
+            return conclude(
+                tx,
+                position,
+                run_id,
+                call,
+                digest,
+                Outcome(S.REFUSED, NOTHING, error=error, decided_by=by),
+                limit,
+            )
+        case _:
+            return None
+
+
+def change(tx: Transaction, row: ActionRecord, state: ActionState, **fields: Any) -> None:
+    """Move a row to another state, by the table of transitions."""
+    after = transition(row.state, event_for(row.state, state))
+    tx.change_action(row.state, msgspec.structs.replace(row, state=after, **fields))
+
+
+def found(tx: Transaction, run_id: str, call: int) -> ActionRecord:
+    """A row that must be there.
+
+    Raises:
+        ActionUnknownError: it is not.
+    """
+    row = tx.action(run_id, call)
+    if row is None:
+        raise ActionUnknownError(f"there is no action `{run_id}/{call}`; `perdure actions list` shows them")
+    return row
+
+
+def raised(error: e.Failure, **facts: Any) -> Exception:
+    """The exception that an agent gets for a recorded failure."""
+    kind = error_for(error.code)
+    return kind(error.message, **facts)
