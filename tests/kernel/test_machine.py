@@ -147,12 +147,16 @@ def test_every_entry_survives_json(kind: type[e.Entry]) -> None:
         "input": Payload(inline=msgspec.Raw(b"[1]")),
         "error": e.Failure("c", "m"),
         "waits": (),
+        "what": "tool",
+        "digests": {"book": "d"},
     }
     samples |= {"result": samples["input"], "question": samples["input"], "value": samples["input"]}
+    samples |= {"request": samples["input"]}
     fields = {}
     for field in msgspec.structs.fields(kind):
         if field.required:
             known = {"seq": 1, "at_ms": 2}.get(field.name, samples.get(field.name))
+            known = samples["error"] if field.type is e.Failure else known
             fields[field.name] = known if known is not None else (3 if field.type is int else "text")
     entry = kind(**fields)
     assert e.encode_entry(e.decode_entry(e.encode_entry(entry))) == e.encode_entry(entry)

@@ -1,7 +1,22 @@
 """What authors import: Agent, step, Run and the words of their durable calls."""
 
 from perdure.agents.agent import Agent, agent
+from perdure.agents.process import process
 from perdure.agents.run import Child, Message, Run, current_run
 from perdure.agents.step import Step, step
+from perdure.agents.tool import FunctionTool, current_use, tool
 
-__all__ = ["Agent", "Child", "Message", "Run", "Step", "agent", "current_run", "step"]
+__all__ = [
+    "Agent",
+    "Child",
+    "FunctionTool",
+    "Message",
+    "Run",
+    "Step",
+    "agent",
+    "current_run",
+    "current_use",
+    "process",
+    "step",
+    "tool",
+]

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from perdure.agents.codec import Codec, Parameters, hints_of
+from perdure.agents.program import Program
+from perdure.core.actions import Budget
 from perdure.core.errors import DefinitionError
 from perdure.core.ids import checked_name
 from perdure.core.records import Conflict
@@ -29,13 +31,16 @@ class Agent:
         handler: ``async def handler(run, ...)``.
         model: a Pydantic AI model or its name, such as ``openai:gpt-5``.
         instructions: the system prompt of a model agent.
-        tools: functions and steps that the model may call.
+        tools: what the agent may use: tools, names of toolsets (``github``, or ``github.create_*`` for some of its
+            tools); for a model agent also functions and steps.
         output: what a model agent returns.
         version: pins the code; by default a digest of the handler's source.
         concurrency: runs of this agent that execute at once in a process; ``None`` is without limit of its own.
         conflict: a second run of a busy session waits (``enqueue``), is refused (``reject``) or cancels the
             first (``interrupt``).
         subscribes: topics; each publication starts a run with the published body as its input.
+        budget: what each run may use, with everything that it starts.
+        program: the command of a hosted program (better: use ``process``).
 
     Raises:
         DefinitionError: this cannot work; the message says why.
@@ -54,10 +59,14 @@ class Agent:
         concurrency: int | None = None,
         conflict: Conflict = "enqueue",
         subscribes: Sequence[str] = (),
+        budget: Budget | None = None,
+        program: Program | None = None,
     ) -> None:
         self.name = checked_name("the name of an agent", name)
         if (handler is None) == (model is None):
             raise DefinitionError(f"agent `{name}` needs either a handler or a model")
+        self.budget = budget
+        self.program = program
         if concurrency is not None and concurrency < 1:
             raise DefinitionError(f"agent `{name}` has `concurrency={concurrency}`, expected 1 or more")
         if conflict not in CONFLICTS:
@@ -97,6 +106,8 @@ def agent(
     concurrency: int | None = None,
     conflict: Literal["enqueue", "reject", "interrupt"] = "enqueue",
     subscribes: Sequence[str] = (),
+    tools: Sequence[Any] = (),
+    budget: Budget | None = None,
 ) -> Callable[[Handler], Agent]:
     """Make ``async def handler(run, ...)`` an agent; the arguments are those of :class:`Agent`."""
 
@@ -108,6 +119,8 @@ def agent(
             concurrency=concurrency,
             conflict=conflict,
             subscribes=subscribes,
+            tools=tools,
+            budget=budget,
         )
         made.__doc__ = handler.__doc__
         return made

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from perdure.agents.step import Step
+from perdure.core.actions import What
+from perdure.ports import Tool
 
 Read = Callable[[bytes | msgspec.Raw], Any]
 
@@ -141,6 +143,38 @@ class StateSetCall(Request):
     def size_bytes(self) -> int:
         """How large its payload is."""
         return len(self.value or b"")
+
+
+@dataclass(slots=True, eq=False)
+class ActCall(Request):
+    """Use tool ``name``, or ask model ``name``, through the gateway. ``arguments`` is JSON: an object, or the body.
+
+    ``tool`` is set where the agent's code has the tool at hand; otherwise the agent's charter has it.
+    """
+
+    kind = "act"
+    what: What
+    arguments: bytes
+    endpoint: str = ""
+    tool: Tool | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """How large its payload is."""
+        return len(self.arguments)
+
+
+@dataclass(slots=True, eq=False)
+class ProgramCall(Request):
+    """Run the agent's program until it has a result."""
+
+    kind = "program"
+    input: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """How large its payload is."""
+        return len(self.input)
 
 
 WAITS = (SleepCall, ReceiveCall, AskCall, ResultCall)

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from perdure.agents.calls import Calls
 from perdure.agents.codec import Codec, to_json
 from perdure.agents.requests import (
+    ActCall,
     AskCall,
     PublishCall,
     ReceiveCall,
@@ -28,6 +29,7 @@ from perdure.agents.step import Step, as_step
 from perdure.core.errors import OutsideRunError, UsageError
 from perdure.core.ids import checked_name
 from perdure.core.values import decode, digest
+from perdure.ports import Tool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -136,6 +138,54 @@ class Run:
         return self.calls.issue(
             StepCall(chosen.name, digest(arguments), chosen.decode_result, chosen, arguments)
         )
+
+    # -- actions
+    def act(self, tool: str | Tool, /, **arguments: Any) -> Awaitable[Any]:
+        """Use a tool through the gateway: judged, paid from the budget, recorded before and after.
+
+        Dispatched at most once on our own account, unless the tool declares that it may be repeated. After a crash
+        between dispatch and record an ``opaque`` tool is doubtful: the call waits until somebody decides.
+
+        Args:
+            tool: a tool, or the name of one of the agent's charter.
+            arguments: by name.
+
+        Returns:
+            What the tool returned, as plain data.
+
+        Raises:
+            InputInvalidError: an argument cannot be written as JSON (at once).
+            ToolUnknownError, ArgumentsInvalidError, BudgetExhaustedError, ToolChangedError: nothing was sent.
+            ToolFailedError, ActionNotDoneError: how it ended.
+        """
+        data = to_json(arguments)
+        name = tool if isinstance(tool, str) else tool.spec.name
+        given = None if isinstance(tool, str) else tool
+        return self.calls.issue(ActCall(name, digest(data), decode, "tool", data, "", given))
+
+    def model(
+        self, model: str, messages: Any = None, *, endpoint: str = "chat/completions", **body: Any
+    ) -> Awaitable[dict[str, Any]]:
+        """Ask a model through the gateway, in the wire format of ``endpoint``.
+
+        Args:
+            model: the name of the model; some upstream of the configuration offers it.
+            messages: the conversation, for ``chat/completions`` and ``messages``.
+            endpoint: ``chat/completions``, ``responses``, ``embeddings`` or ``messages``.
+            body: further fields of the request, as the provider documents them.
+
+        Returns:
+            The provider's answer, as plain data.
+
+        Raises:
+            ModelUnknownError, BudgetExhaustedError, UnpricedError: nothing was sent.
+            UpstreamError: no upstream answered.
+            ToolFailedError: the upstream refused the request (status 400 to 428).
+        """
+        asked = {"model": model, **({} if messages is None else {"messages": messages}), **body}
+        data = to_json(asked)
+        name = checked_name("a model", model)
+        return self.calls.issue(ActCall(name, digest(data), decode, "model", data, endpoint))
 
     async def gather(self, *calls: Awaitable[T]) -> list[T]:
         """Wait for all; results in the order of the arguments. If one fails the others are cancelled."""

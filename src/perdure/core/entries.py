@@ -295,6 +295,12 @@ class ActionEnded(CallEntry, frozen=True, kw_only=True):
     decided_by: str = ""
 
 
+class ToolsPinned(Entry, frozen=True, kw_only=True):
+    """The tools that the run began with, as digests by name; one that changes is refused from here on."""
+
+    digests: dict[str, str]
+
+
 # -- hosted programs -------------------------------------------------------------------------------
 class ProgramStarted(CallEntry, frozen=True, kw_only=True):
     """Attempt ``attempt`` of a hosted program was started."""
@@ -365,6 +371,7 @@ AnyEntry = (
     | ActionDoubted
     | ActionDecided
     | ActionEnded
+    | ToolsPinned
     | ProgramStarted
     | ProgramExited
     | ProgramSuspended

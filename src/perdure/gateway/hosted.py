@@ -7,8 +7,8 @@ of the run that this attempt has not consumed yet, at the strongest level; only 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -50,10 +50,8 @@ class Known:
     identity: Identity
     end_seq: int | None = None
     intent_seq: int = 0
-    tee: Tee | None = None
-    ended: asyncio.Future[e.CallEntry] | None = None
+    tee: Tee | None = None  # while its answer is arriving
     is_abandoned: bool = False  # its reader went away before it had everything
-    levels: list[Level] = field(default_factory=list)
 
 
 class Attempt:
@@ -66,10 +64,18 @@ class Attempt:
         catalogue: what the program may use.
         divergence: what to do with a call that no row answers while rows are left: ``fail``, send it ``live``, or
             ``ask`` a human.
+        before: the attempt before in this process, whose upstream answers may still be arriving.
     """
 
     def __init__(
-        self, gateway: Gateway, seat: HostedSeat, number: int, catalogue: Catalogue, *, divergence: Divergence
+        self,
+        gateway: Gateway,
+        seat: HostedSeat,
+        number: int,
+        catalogue: Catalogue,
+        *,
+        divergence: Divergence,
+        before: Attempt | None = None,
     ) -> None:
         self.gateway = gateway
         self.seat = seat
@@ -84,14 +90,17 @@ class Attempt:
         self._known: dict[int, Known] = {}
         self._rows: dict[What, Rows] = {"model": Rows(), "tool": Rows()}
         for row in seat.ledger():
-            self._learn(row)
+            self._learn(row, before._known.get(row.call) if before else None)
 
-    def _learn(self, row: ActionRecord) -> None:
+    def _learn(self, row: ActionRecord, old: Known | None) -> None:
         """Take in a row of an earlier attempt."""
         if not (row.state.is_fact or row.state.is_open):
             return
+        tee = old.tee if old is not None and old.tee is not None and not old.tee.is_over else None
+        if row.what == "model" and row.state is S.INTENDED and tee is None:
+            return  # its gateway died: the engine marks it as lost
         identity = Identity(exact=row.exact, masked=row.masked, causal=row.causal, ordinal=row.ordinal)
-        self._known[row.call] = Known(row.what, row.state, identity, row.end_seq, row.intent_seq)
+        self._known[row.call] = Known(row.what, row.state, identity, row.end_seq, row.intent_seq, tee)
         self._rows[row.what].add(row.call, identity)
 
     # -- models
@@ -129,7 +138,7 @@ class Attempt:
         hold = self._diverged("model", facts.data)
         known = self._adopt(act)
         tee = known.tee = Tee()
-        self.seat.work(self._live_model(act, known, tee, hold))
+        self.seat.work(self._live_model(act, known, tee, hold), act.call)
         return tee, Claim(act.call, "live")
 
     async def _recorded_model(self, claim: Claim) -> Tee:
@@ -137,21 +146,13 @@ class Attempt:
         self._note(claim)
         if known.tee is not None and known.tee.error is None:
             return known.tee
-        if (
-            known.end_seq is None
-        ):  # intended by an attempt whose gateway died: the engine is about to mark it as lost
-            raise RunEndedError(
-                f"action {claim.call} of run `{self.seat.run_id}` is not settled yet; ask again"
-            )
-        entry = self.seat.entry(known.end_seq)
+        entry = await self._entry_of(claim)
         tee = Tee()
         if not isinstance(entry, e.ActionEnded) or entry.result is None:
-            error = (
-                entry.error
-                if isinstance(entry, e.ActionEnded) and entry.error
-                else e.Failure("tool-failed", "no result")
+            found = entry.error if isinstance(entry, e.ActionEnded) else None
+            raise ledger.raised(
+                found or e.Failure(code="upstream-unavailable", message="no answer was recorded")
             )
-            raise ledger.raised(error)
         told = read_exchange(self.seat.bytes_of(entry.result))
         tee.head(told.status, told.content_type, (("x-perdure-replayed", claim.level),))
         tee.feed(told.body)
@@ -179,6 +180,8 @@ class Attempt:
             tee.fail(error)
             raise
         finally:
+            if known.end_seq is not None:
+                known.tee = None  # from now on it is served from the journal
             if not tee.is_over:
                 tee.fail(RunEndedError(f"run `{self.seat.run_id}` was stopped"))
             self._busy(-1)
@@ -203,7 +206,7 @@ class Attempt:
 
     async def use(
         self, name: str, arguments: dict[str, Any], *, progress: Progress | None = None
-    ) -> ToolOutput:  # noqa: ARG002
+    ) -> ToolOutput:
         """Use a tool, or answer from the journal.
 
         Raises:
@@ -211,6 +214,7 @@ class Attempt:
             ToolFailedError, ActionNotDoneError: how it ended.
         """
         self._check()
+        del progress  # a tool of ours has none to tell yet; the face reports that it is alive
         tool = await self.catalogue.find(name)
         await self._pin(await self.catalogue.tools())
         check_pin(self.seat.pins, name, tool.spec)
@@ -233,7 +237,7 @@ class Attempt:
             hold = self._diverged("tool", arguments)
             known = self._adopt(act)
             claim = Claim(act.call, "live")
-            self.seat.work(self._live_tool(act, known, tool, hold))
+            self.seat.work(self._live_tool(act, known, tool, hold), act.call)
         else:
             self._note(claim)
         return await self._outcome(claim)
@@ -249,24 +253,28 @@ class Attempt:
 
     async def _outcome(self, claim: Claim) -> ToolOutput:
         """Wait for the end of a row, however long a decision takes."""
-        known = self._known[claim.call]
-        if known.end_seq is not None:
-            entry = self.seat.entry(known.end_seq)
-        else:
-            stuck = known.state in (S.UNKNOWN, S.HELD)
-            self._wait(1 if stuck else 0)
-            try:
-                entry = await self.seat.ended(claim.call, self._on_doubt(known, stuck=stuck))
-            finally:
-                if known.state in (S.UNKNOWN, S.HELD):
-                    self._wait(-1)
-            self._settled(known, entry)
-        known.is_abandoned = False
+        entry = await self._entry_of(claim)
+        self._known[claim.call].is_abandoned = False
         if not isinstance(entry, e.ActionEnded):
             raise RunEndedError(f"run `{self.seat.run_id}` was stopped")
         if entry.error is not None:
             raise ledger.raised(entry.error, action=f"{self.seat.run_id}/{claim.call}")
         return read_kept(self.seat.bytes_of(entry.result)).output() if entry.result else ToolOutput()
+
+    async def _entry_of(self, claim: Claim) -> e.Entry:
+        """The end of a row, waiting for it if need be."""
+        known = self._known[claim.call]
+        if known.end_seq is not None:
+            return self.seat.entry(known.end_seq)
+        stuck = known.state in (S.UNKNOWN, S.HELD)
+        self._wait(1 if stuck else 0)
+        try:
+            entry = await self.seat.ended(claim.call, self._on_doubt(known, stuck=stuck))
+        finally:
+            if known.state in (S.UNKNOWN, S.HELD):
+                self._wait(-1)
+        self._settled(known, entry)
+        return entry
 
     def _on_doubt(self, known: Known, *, stuck: bool) -> Callable[[ActionState], None]:
         """Called when the row changes its state before its end."""
@@ -427,6 +435,3 @@ class Attempt:
                     await self.changed.wait()
             except TimeoutError:
                 return
-
-
-Work = Callable[[], Awaitable[None]]

@@ -17,6 +17,10 @@ from perdure.ports import Transaction
 
 S = ActionState
 NOTHING = Spend()
+DECISIONS: dict[ActionState, tuple[Decision, ...]] = {
+    S.UNKNOWN: ("happened", "did-not-happen", "retry"),
+    S.HELD: ("live", "retry", "fail"),
+}
 
 
 class Ruling(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +221,31 @@ def rule(
             )
         case _:
             return None
+
+
+def settle_ended(tx: Transaction, row: ActionRecord, ruling: Ruling, now_ms: int) -> None:
+    """Settle an action whose run has ended: the ledger alone, for a journal never goes on after its end.
+
+    Raises:
+        ActionUnknownError: it would have to be sent again, and nobody is there to send it.
+    """
+    if ruling.decision in ("retry", "live"):
+        raise ActionUnknownError(
+            f"the run of action `{row.key}` has ended, so it cannot be sent again", action=row.key
+        )
+    after = {"happened": S.SUCCEEDED, "did-not-happen": S.FAILED, "fail": S.REFUSED}[ruling.decision]
+    spent = Spend(calls=1) if after is S.SUCCEEDED else NOTHING
+    tx.book(row.run, NOTHING.minus(row.reserved), spent)
+    change(tx, row, after, ended_ms=now_ms, reserved=NOTHING, spent=spent)
+
+
+def close_run(tx: Transaction, run_id: str, now_ms: int) -> None:
+    """The run has ended: what was held is refused; what is doubtful stays in the inbox, for it may have happened."""
+    for row in tx.run_actions(run_id):
+        if row.state is S.HELD:
+            change(tx, row, S.REFUSED, ended_ms=now_ms, code="run-ended")
+        elif row.state is S.INTENDED:
+            change(tx, row, S.UNKNOWN if row.what == "tool" else S.LOST, ended_ms=now_ms, code="run-ended")
 
 
 def change(tx: Transaction, row: ActionRecord, state: ActionState, **fields: Any) -> None:

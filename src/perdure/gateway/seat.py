@@ -76,7 +76,7 @@ class HostedSeat(Seat, Protocol):
         """The JSON of a payload."""
         ...
 
-    def work(self, work: Coroutine[Any, Any, None]) -> None:
+    def work(self, work: Coroutine[Any, Any, None], call: int) -> None:
         """Run something that belongs to the run and not to whoever asked for it."""
         ...
 

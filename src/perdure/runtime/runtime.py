@@ -142,6 +142,7 @@ class Runtime:
         priority: int = 0,
         deadline: float | None = None,
         conflict: Conflict | None = None,
+        budget: Budget | None = None,
     ) -> RunHandle:
         """Accept a run; durable on return.
 
@@ -153,6 +154,7 @@ class Runtime:
             priority: higher goes first among runs that are queued.
             deadline: seconds from now after which the run is cancelled and fails.
             conflict: what happens if the session is busy; by default what the agent says.
+            budget: what the run may use with everything that it starts; by default what the agent says.
 
         Raises:
             AgentUnknownError, InputInvalidError, PayloadTooLargeError: nothing was started.
@@ -179,6 +181,7 @@ class Runtime:
             priority=priority,
             deadline_ms=None if deadline is None else now_ms + round(deadline * 1000),
             conflict=conflict or definition.conflict,
+            budget=budget or definition.budget,
         )
         if self.engine is not None:
             record = await self.engine.start(new)

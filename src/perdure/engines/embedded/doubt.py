@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from perdure.core import entries as e
-from perdure.core.errors import FenceError, UnavailableError
-from perdure.core.records import Status
+from perdure.core.errors import CorruptError, FenceError, PerdureError, UnavailableError
+from perdure.core.records import RunRecord, Status
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.waits import position, record
 from perdure.ports import Transaction
@@ -15,6 +16,7 @@ from perdure.ports import Transaction
 if TYPE_CHECKING:
     from perdure.engines.embedded.worker import Worker
 
+log = logging.getLogger("perdure.worker")
 RECLAIM_MS = (50, 2_000)  # first and longest wait before a run that was dropped is queued again
 
 
@@ -59,3 +61,31 @@ async def requeue(worker: Worker, name: str, fence: int) -> None:
             continue
         engine.dispatcher.poke()
         return
+
+
+async def block(worker: Worker, host: Host, error: PerdureError, code: str) -> None:
+    """Record that an operator must decide, and leave the run alone."""
+    host.is_ending = host.is_blocking = True
+    now_ms = worker.wall_ms()
+    facts = error.facts
+    failure = e.Failure(code=code, message=error.message)
+    expected, found = str(facts.get("expected", "")), str(facts.get("found", ""))
+
+    def work(tx: Transaction) -> None:
+        entry = e.RunBlocked(**position(host, now_ms), error=failure, expected=expected, found=found)
+        record(tx, host, entry)
+        tx.move(host.run_id, host.fence, Status.BLOCKED, now_ms=now_ms, code=code)
+
+    await worker.engine.store.transact(work)
+    log.error("run %s is blocked (%s): %s", host.run_id, code, error.message)
+    worker.engine.forget(host)
+    worker.engine.watchers.end(host.run_id)
+
+
+async def block_row(worker: Worker, run: RunRecord, error: CorruptError) -> None:
+    """Block a run whose journal cannot be read, so not written to either."""
+    now_ms = worker.wall_ms()
+    await worker.engine.store.transact(
+        lambda tx: tx.move(run.id, run.fence, Status.BLOCKED, now_ms=now_ms, code=error.code)
+    )
+    worker.engine.watchers.end(run.id)

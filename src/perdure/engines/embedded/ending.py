@@ -14,6 +14,7 @@ from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.steps import failure_of
 from perdure.engines.embedded.waits import position, record
 from perdure.engines.embedded.works import end_effects
+from perdure.gateway import ledger
 from perdure.kernel.machine import transition
 from perdure.ports import Transaction
 
@@ -99,6 +100,8 @@ async def _end(
         record(tx, host, kind(**position(host, now_ms), **fields), blobs)
         for question in tx.questions(host.run_id):
             tx.close_question(host.run_id, question.call)
+        if host.has_acted:
+            ledger.close_run(tx, host.run_id, now_ms)
         tx.move(host.run_id, host.fence, after, now_ms=now_ms, code=code)
         return end_effects(tx, host.run_id, host.agent.name, host.session, host.parent, now_ms)
 

@@ -19,6 +19,7 @@ from perdure.core.limits import Settings
 from perdure.core.records import RunRecord, Status
 from perdure.core.values import Payload
 from perdure.engines.embedded import works
+from perdure.engines.embedded.acts import Outside
 from perdure.engines.embedded.dispatch import Dispatcher
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.watch import Watchers
@@ -42,6 +43,7 @@ class EmbeddedEngine:
         name: the worker's id; made up if not given.
         alone: no other engine works on this store, so leases of others are dead.
         thread: runs a plain function in a thread; ``None`` where there are none (the simulator).
+        outside: the gateway, the tools of each agent, and where programs run; without it runs cannot act.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class EmbeddedEngine:
         name: str | None = None,
         alone: bool = False,
         thread: Callable[..., Coroutine[Any, Any, Any]] | None = asyncio.to_thread,
+        outside: Outside | None = None,
     ) -> None:
         self.store = store
         self.agents = agents
@@ -66,6 +69,7 @@ class EmbeddedEngine:
         self.name = name or f"worker-{entropy.bits(40):010x}"
         self.alone = alone
         self.thread = thread
+        self.outside = outside
         self.loop = asyncio.get_running_loop()
         self.hosts: dict[str, Host] = {}
         self.parked: OrderedDict[str, Host] = OrderedDict()
@@ -174,6 +178,7 @@ class EmbeddedEngine:
         if "id" not in options:
             options["id"] = run_id(self.clock.now_ms(), self.entropy.bits(60))
         options.setdefault("conflict", agent.conflict)
+        options.setdefault("budget", agent.budget)
         return works.NewRun(
             agent=agent.name,
             version=agent.version,

@@ -13,8 +13,8 @@ from contextvars import Context, copy_context
 from typing import Any
 
 from perdure.agents.agent import Agent
-from perdure.agents.requests import Request
-from perdure.agents.run import Message, Run, enter_run
+from perdure.agents.requests import ActCall, Request
+from perdure.agents.run import Run, enter_run
 from perdure.core import entries as e
 from perdure.core.errors import (
     DefinitionError,
@@ -23,14 +23,14 @@ from perdure.core.errors import (
     ReplayError,
     Suspended,
     UsageError,
-    error_for,
-    step_failed,
 )
 from perdure.core.limits import CALLS_OPEN_MAX
 from perdure.core.records import RunRecord
 from perdure.core.values import too_large
 from perdure.engines.embedded.loop import RunLoop
-from perdure.engines.embedded.open_call import Driver, OpenCall, is_wait, note
+from perdure.engines.embedded.open_call import Driver, OpenCall, is_wait, note, tell_end, tell_gone
+from perdure.engines.embedded.results import value_of
+from perdure.gateway.hosted import Attempt
 
 
 class Host:
@@ -77,6 +77,9 @@ class Host:
         self.alarm: asyncio.TimerHandle | None = None
         self.alarm_ms: int | None = None
         self.main: asyncio.Task[Any] | None = None
+        self.pins: dict[str, str] = {}  # digests of the tools that the run goes by
+        self.has_acted = False
+        self.attempt: Attempt | None = None  # of a hosted program: the latest in this process
         self.random = random.Random(0)  # noqa: S311 - seeded from the journal, for replay, not for secrets
 
     # -- the agent's side (port ``Calls``)
@@ -131,6 +134,15 @@ class Host:
         if not self.is_closed and self.calls.pop(open_call.number, None) is not None:
             self.given_up[open_call.number] = open_call
             self.driver.drop_call(self, open_call)
+
+    def adopt(self, request: Request) -> OpenCall:
+        """Number a call that a hosted program made: outside the run's code, but in its journal."""
+        if len(self.calls) >= CALLS_OPEN_MAX:
+            raise UsageError(f"more than {CALLS_OPEN_MAX} calls of run `{self.run_id}` are open at once")
+        number = self.next_call
+        self.next_call += 1
+        open_call = self.calls[number] = OpenCall(self, number, request, self.seen_ms)
+        return open_call
 
     # -- the engine's side
     def begin(self, journal: list[e.AnyEntry]) -> None:
@@ -210,6 +222,8 @@ class Host:
                 self.random.seed(chance)
                 self.names.pop(0)
                 self.cancel = None
+            case e.ToolsPinned(digests=digests):
+                self.pins = digests
             case e.RunCompleted() | e.RunFailed() | e.RunCancelled():
                 raise self._mismatch(entry, "the end of the run", "an agent that goes on")
             case _:
@@ -221,6 +235,10 @@ class Host:
         given_up = open_call is None
         if open_call is None:
             open_call = self.given_up.get(entry.call) if is_note else self.given_up.pop(entry.call, None)
+        if open_call is None and self.agent.program is not None and entry.kind == ActCall.kind:
+            open_call = self._adopted(entry)
+            if open_call is None:
+                return
         expected = f"{entry.kind} `{entry.name}` {entry.digest}".rstrip()
         if open_call is None:
             raise self._mismatch(entry, expected, "no such call")
@@ -230,6 +248,7 @@ class Host:
                 entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip()
             )
         if is_note:
+            self.has_acted = self.has_acted or entry.kind == ActCall.kind
             note(open_call, entry)
         elif given_up:
             if isinstance(entry, e.MessageReceived) and entry.message is not None:
@@ -239,10 +258,26 @@ class Host:
                 self.stash[entry.name] = deque(old for old in kept if old.message != entry.message)
             self._resolve(open_call, entry)
 
+    def _adopted(self, entry: e.CallEntry) -> OpenCall | None:
+        """The call of a hosted program that a recorded intent tells of; nobody else will make it on replay."""
+        self.next_call = max(self.next_call, entry.call + 1)
+        if not isinstance(entry, e.ActionIntended | e.ActionHeld):
+            return None
+        data = self.driver.bytes_of(entry.request)
+        request = ActCall(entry.name, entry.digest, bytes, entry.what, data, entry.endpoint)
+        open_call = self.calls[entry.call] = OpenCall(self, entry.call, request, self.seen_ms)
+        return open_call
+
     def _resolve(self, open_call: OpenCall, entry: e.CallEntry) -> None:
         future = open_call.future
+        if entry.kind == ActCall.kind:
+            self.has_acted = True
+            tell_end(open_call, entry)
+            if self.agent.program is not None:  # its caller is outside the run's code
+                future.set_result(None)
+                return
         try:
-            value = self._value(open_call, entry)
+            value = value_of(entry, open_call.request.read, self.driver.bytes_of)
         except (ValueError, InputInvalidError) as error:
             message = f"what is recorded for call {entry.call} does not fit its type any more: {error}"
             raise ReplayError(message, expected=str(error), found=entry.name, seq=entry.seq) from error
@@ -250,35 +285,6 @@ class Host:
             future.set_exception(value)
         else:
             future.set_result(value)
-
-    def _value(self, open_call: OpenCall, entry: e.CallEntry) -> Any:
-        """What the agent gets for an entry: a value, or an exception to raise."""
-        read, fetch = open_call.request.read, self.driver.bytes_of
-        match entry:
-            case e.StepCompleted(result=result):
-                return read(result.inline if not result.blob else fetch(result))
-            case e.StepFailed():
-                return _failed_step(entry)
-            case e.MessageReceived(message=message):
-                if message is None:
-                    return None
-                return Message(entry.name, read(fetch(entry.body)), entry.sender, entry.sent_ms)
-            case e.QuestionAnswered(message=message):
-                return None if message is None else read(fetch(entry.body))
-            case e.ChildEnded(error=error):
-                if error is not None:
-                    return _raised(error, child=entry.child)
-                return None if entry.result is None else read(fetch(entry.result))
-            case e.ChildStarted(child=child, error=error):
-                return child if error is None else _raised(error)
-            case e.MessageSent(delivered=delivered):
-                return delivered
-            case e.Published(runs=runs):
-                return list(runs)
-            case e.StateRead(value=value):
-                return None if value is None else fetch(value)
-            case _:
-                return None
 
     def _check_waits(self, entry: e.RunParked, waits: tuple[e.Wait, ...]) -> None:
         for wait in waits:
@@ -306,7 +312,20 @@ class Host:
     # -- what is open
     def waits(self) -> list[OpenCall]:
         """Open calls that only wait, in call order."""
-        return [call for call in self.calls.values() if is_wait(call)]
+        acts = [call for call in self.given_up.values() if isinstance(call.request, ActCall)]
+        return [call for call in (*self.calls.values(), *acts) if is_wait(call)]
+
+    def suspended(self) -> list[OpenCall]:
+        """Programs that were stopped until a decision."""
+        return [call for call in self.calls.values() if call.is_suspended]
+
+    def is_acting(self) -> bool:
+        """Whether something of the run is on its way in the world."""
+        found = (*self.calls.values(), *self.given_up.values())
+        return any(
+            isinstance(call.request, ActCall) and call.task is not None and not call.task.done()
+            for call in found
+        )
 
     def next_due_ms(self) -> int | None:
         """When the next wait or timer ends by itself."""
@@ -325,6 +344,7 @@ class Host:
         for open_call in (*self.calls.values(), *self.given_up.values()):
             if open_call.task is not None:
                 open_call.task.cancel()
+            tell_gone(open_call)
             if not open_call.future.done():
                 open_call.future.set_exception(Suspended(self.run_id))
         self.loop.abandon()
@@ -334,14 +354,3 @@ class Host:
 
 
 _OF_CODE = (e.CallEntry, e.TimerFired, e.RunParked, e.CancelRequested)
-
-
-def _failed_step(entry: e.StepFailed) -> Exception:
-    error = entry.error
-    if error.code == "step-failed":  # a foreign exception
-        return step_failed(entry.name, entry.attempt, error.type, error.message)
-    return _raised(error, step=entry.name, attempts=entry.attempt)
-
-
-def _raised(failure: e.Failure, **facts: Any) -> Exception:
-    return error_for(failure.code)(failure.message, type=failure.type, **facts)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from perdure.agents.requests import WAITS, Request
+from perdure.agents.requests import WAITS, ActCall, ProgramCall, Request
 from perdure.core import entries as e
+from perdure.core.actions import ActionState
+from perdure.core.errors import RunEndedError
 from perdure.core.values import Payload
 
 if TYPE_CHECKING:
@@ -62,14 +65,23 @@ class OpenCall:
     __slots__ = (
         "asked",
         "attempt",
+        "decided",
+        "doubt",
         "due_ms",
+        "ended",
+        "failures",
         "future",
+        "held",
         "host",
+        "intent",
+        "is_decided",
         "is_recording",
+        "is_suspended",
         "number",
         "request",
         "since_ms",
         "task",
+        "told",
     )
 
     def __init__(self, host: Host, number: int, request: Request, since_ms: int) -> None:
@@ -84,6 +96,16 @@ class OpenCall:
         self.asked = False
         self.is_recording = False  # its end is on its way into the journal: too late to give it up
         self.due_ms: int | None = None
+        # Of an action: where it is, and who in this process waits for what becomes of it.
+        self.intent: e.ActionIntended | e.ActionHeld | None = None
+        self.held = False
+        self.doubt = False
+        self.is_decided = False  # a decision lets it go on: nothing of an earlier life is in doubt
+        self.failures = 0  # of a program: exits in a row without a new call in between
+        self.is_suspended = False  # of a program: stopped until a decision about one of its actions
+        self.ended: asyncio.Future[e.CallEntry] | None = None
+        self.decided: asyncio.Future[e.CallEntry] | None = None
+        self.told: Callable[[ActionState], None] | None = None
 
     @property
     def wait_due_ms(self) -> int | None:
@@ -97,6 +119,10 @@ class OpenCall:
 
 def is_wait(call: OpenCall) -> bool:
     """Whether only time or the store can end a call (a step between two attempts waits too)."""
+    if isinstance(call.request, ActCall):
+        return call.held or call.doubt
+    if isinstance(call.request, ProgramCall) and call.is_suspended:
+        return call.task is None
     return isinstance(call.request, WAITS) or (call.due_ms is not None and call.task is None)
 
 
@@ -107,3 +133,42 @@ def note(open_call: OpenCall, entry: e.Entry) -> None:
         open_call.due_ms = entry.due_ms
     elif isinstance(entry, e.QuestionAsked):
         open_call.asked = True
+    elif isinstance(entry, e.ActionIntended | e.ActionHeld):
+        open_call.intent = entry
+        open_call.held = isinstance(entry, e.ActionHeld)
+        _tell(open_call, ActionState.HELD if open_call.held else ActionState.INTENDED)
+    elif isinstance(entry, e.ActionDoubted):
+        open_call.doubt = True
+        _tell(open_call, ActionState.UNKNOWN)
+    elif isinstance(entry, e.ActionDecided):
+        open_call.held = open_call.doubt = False
+        open_call.is_decided = True
+        if open_call.decided is not None and not open_call.decided.done():
+            open_call.decided.set_result(entry)
+        _tell(open_call, ActionState.INTENDED)
+    elif isinstance(entry, e.ProgramStarted):
+        open_call.attempt, open_call.due_ms, open_call.is_suspended = entry.attempt, None, False
+    elif isinstance(entry, e.ProgramExited):
+        open_call.due_ms = entry.due_ms
+    elif isinstance(entry, e.ProgramSuspended):
+        open_call.is_suspended = True
+
+
+def tell_end(open_call: OpenCall, entry: e.CallEntry) -> None:
+    """An action has ended: tell whoever waits for it."""
+    for future in (open_call.decided, open_call.ended):
+        if future is not None and not future.done():
+            future.set_result(entry)
+
+
+def tell_gone(open_call: OpenCall) -> None:
+    """The run leaves memory: whoever waits for its action must ask again."""
+    for future in (open_call.decided, open_call.ended):
+        if future is not None and not future.done():
+            future.set_exception(RunEndedError(f"run `{open_call.host.run_id}` is not in memory any more"))
+            future.exception()  # nobody may be left to look at it
+
+
+def _tell(open_call: OpenCall, state: ActionState) -> None:
+    if open_call.told is not None:
+        open_call.told(state)

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perdure.agents.requests import ANSWER_TOPIC, AskCall, ReceiveCall, ResultCall, SleepCall
+import msgspec
+
+from perdure.agents.requests import ANSWER_TOPIC, ActCall, AskCall, ReceiveCall, ResultCall, SleepCall
 from perdure.core import entries as e
+from perdure.core.actions import ACTION_TOPIC
 from perdure.core.records import Status
 from perdure.core.values import NULL, Payload
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.works import cancel
+from perdure.gateway import ledger
 from perdure.kernel.machine import transition
 from perdure.ports.store import Transaction
 
@@ -78,7 +82,8 @@ def settle(
             return Settled(retry=call)
         entry = _ended(tx, host, call, now_ms)
         if entry is not None:
-            return Settled(entry=record(tx, host, entry))
+            goes_on = call if isinstance(entry, e.ActionDecided) else None
+            return Settled(entry=record(tx, host, entry), retry=goes_on)
     if timers and timers[0][0] <= now_ms:
         return Settled(entry=record(tx, host, e.TimerFired(**position(host, now_ms), timer=timers[0][1])))
     if not may_park:
@@ -131,10 +136,30 @@ def _ended(tx: Transaction, host: Host, call: OpenCall, now_ms: int) -> e.Entry 
             if mail is None:
                 return e.QuestionAnswered(**common)
             return e.QuestionAnswered(**common, message=mail.id, body=mail.body, sender=mail.sender)
+        case ActCall():
+            return _ruled(tx, host, call, now_ms)
         case ResultCall():
             return _child_end(tx, request.name, common)
         case _:
             return None
+
+
+def _ruled(tx: Transaction, host: Host, call: OpenCall, now_ms: int) -> e.Entry | None:
+    """What a decision makes of a held or doubtful action."""
+    mail = tx.take(host.run_id, f"{ACTION_TOPIC}{call.number}")
+    if mail is None:
+        return None
+    ruling = msgspec.json.decode(mail.body.inline or tx.blob(mail.body.blob), type=ledger.Ruling)
+    limit = host.driver.payload_bytes_max
+    made = ledger.rule(
+        tx, position(host, now_ms), host.run_id, call.number, call.request.digest, ruling, limit
+    )
+    if made is None:
+        return None
+    entry, blobs = made
+    if blobs:
+        tx.append(host.run_id, host.fence, (), blobs)
+    return entry
 
 
 def _child_end(tx: Transaction, child: str, common: dict[str, Any]) -> e.Entry | None:

@@ -8,7 +8,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from perdure.agents.requests import WAITS, AskCall, StepCall
+from perdure.agents.requests import WAITS, ActCall, AskCall, ProgramCall, StepCall
 from perdure.core import entries as e
 from perdure.core.errors import (
     AwaitNotDurableError,
@@ -23,16 +23,17 @@ from perdure.core.errors import (
 )
 from perdure.core.records import RunRecord, Status
 from perdure.core.values import Payload
-from perdure.engines.embedded.doubt import requeue, write_patch
+from perdure.engines.embedded.acts import act
+from perdure.engines.embedded.doubt import block, block_row, requeue, write_patch
 from perdure.engines.embedded.ending import finish, stop_at_once
 from perdure.engines.embedded.host import Host
-from perdure.engines.embedded.open_call import OpenCall
+from perdure.engines.embedded.open_call import OpenCall, is_wait, note
 from perdure.engines.embedded.perform import perform
+from perdure.engines.embedded.programs import run_program
 from perdure.engines.embedded.steps import run_step
-from perdure.engines.embedded.waits import Settled, position, record, settle
+from perdure.engines.embedded.waits import Settled, settle
 from perdure.engines.embedded.works import NewRun
 from perdure.kernel.run import Block, Drive, Leave, RequestCancel, Rules, decide, fold
-from perdure.ports import Transaction
 
 if TYPE_CHECKING:
     from perdure.engines.embedded.engine import EmbeddedEngine
@@ -67,7 +68,8 @@ class Worker:
                 _first(run, fresh) if fresh is not None else engine.store.read(lambda tx: tx.journal(run.id))
             )
         except CorruptError as error:
-            self._block_row(run, error)
+            log.error("run %s is blocked: %s", run.id, error)
+            engine.spawn(block_row(self, run, error), name=f"perdure-block-{run.id}")
             return
         except UnavailableError as error:
             self._reclaim(run.id, run.fence, str(error))
@@ -87,7 +89,7 @@ class Worker:
             if run.cancel_reason is not None and (
                 state.seq == 1 + state.recoveries or state.status is Status.BLOCKED
             ):
-                self._work(
+                self.work(
                     host, stop_at_once(self, host, run.cancel_reason, run.cancel_code or "run-cancelled")
                 )
                 return
@@ -98,7 +100,7 @@ class Worker:
                     return
                 case Block(error=error, expected=expected, found=found):
                     kind = QuarantinedError if error.code == "run-quarantined" else BlockedError
-                    self._work(
+                    self.work(
                         host,
                         self._block(host, kind(error.message, expected=expected, found=found), error.code),
                     )
@@ -108,7 +110,7 @@ class Worker:
             self._at(host, lambda: host.begin(journal))
         except InputInvalidError as error:
             failure = e.Failure(code=error.code, message=error.message)
-            self._work(host, finish(self, host, failure=failure))
+            self.work(host, finish(self, host, failure=failure))
             return
         except UnavailableError as error:
             self._lose(host, error)
@@ -141,23 +143,36 @@ class Worker:
         request = open_call.request
         if isinstance(request, StepCall):
             if open_call.due_ms is None:
-                open_call.task = self._work(host, run_step(self, host, open_call))
+                open_call.task = self.work(host, run_step(self, host, open_call))
+        elif isinstance(request, ActCall | ProgramCall):
+            self._launch_outside(host, open_call)
         elif not isinstance(request, WAITS) or (isinstance(request, AskCall) and not open_call.asked):
-            open_call.task = self._work(host, perform(self, host, open_call))
+            open_call.task = self.work(host, perform(self, host, open_call))
         else:
             host.must_settle = True
+
+    def _launch_outside(self, host: Host, open_call: OpenCall) -> None:
+        """Begin an act or a program, unless it is under way, or waits for a decision or its next attempt."""
+        if open_call.task is not None and not open_call.task.done():
+            return
+        if is_wait(open_call) or open_call.due_ms is not None:
+            host.must_settle = True
+        elif isinstance(open_call.request, ActCall):
+            open_call.task = self.work(host, act(self, host, open_call))
+        else:
+            open_call.task = self.work(host, run_program(self, host, open_call))
 
     def drop_call(self, host: Host, open_call: OpenCall) -> None:
         """The agent gave up on a call."""
         if (
             open_call.task is not None
-            and isinstance(open_call.request, StepCall)
+            and isinstance(open_call.request, StepCall | ProgramCall)
             and not open_call.is_recording
         ):
             open_call.task.cancel()
         if isinstance(open_call.request, AskCall) and host.is_live:
             number = open_call.number
-            self._work(host, self._close_question(host, number))
+            self.work(host, self._close_question(host, number))
 
     async def _close_question(self, host: Host, number: int) -> None:
         await self.engine.store.transact(lambda tx: tx.close_question(host.run_id, number))
@@ -176,14 +191,14 @@ class Worker:
     def record_patch(self, host: Host, name: str) -> None:
         """Append ``PatchApplied``; until that is durable nothing that the agent does next may be recorded."""
         host.unwritten += 1
-        self._work(host, write_patch(self, host, name))
+        self.work(host, write_patch(self, host, name))
 
     def wall_ms(self) -> int:
         """The time of day."""
         return self.engine.clock.now_ms()
 
     # -- working
-    def _work(self, host: Host, work: Any) -> asyncio.Task[None]:
+    def work(self, host: Host, work: Any) -> asyncio.Task[None]:
         """A task for a run: while it lasts the run is not parked."""
         host.busy += 1
         task = self.engine.spawn(self._guard(host, work), name=f"perdure-{host.run_id}")
@@ -250,14 +265,16 @@ class Worker:
         if host.buffer or host.unwritten:
             return  # more is about to be delivered
         if host.main.done():
+            if host.is_acting():
+                return  # what was dispatched comes to its end first; that calls here again
             host.is_ending = True
-            self._work(host, finish(self, host))
+            self.work(host, finish(self, host))
         elif host.busy == 0 and not host.calls and not host.loop.timers:
             message = (
                 "the agent waits for something that is not durable, so nothing can ever wake it; "
                 "do I/O in steps, wait with `run.sleep` and `run.receive`"
             )
-            self._work(host, self._block(host, AwaitNotDurableError(message), "await-not-durable"))
+            self.work(host, self._block(host, AwaitNotDurableError(message), "await-not-durable"))
         elif host.busy == 0 or forced or host.must_settle:
             self.settle(host, forced=forced)
         elif host.loop.timers or host.deadline_ms is not None:
@@ -273,7 +290,7 @@ class Worker:
             return
         host.is_settling = True
         host.must_settle = False
-        self._work(host, self._settle(host))
+        self.work(host, self._settle(host))
 
     async def _settle(self, host: Host) -> None:
         if host.is_closed:
@@ -301,9 +318,15 @@ class Worker:
             self.engine.look_after([name for name in found.touched if name != host.run_id])
         if found.retry is not None:
             found.retry.due_ms = None
+            if isinstance(found.entry, e.ActionDecided):
+                note(found.retry, found.entry)
             self.launch(host, found.retry)
         if found.entry is not None:
             self.deliver(host, found.entry)
+        if isinstance(found.entry, e.ActionDecided | e.ActionEnded):
+            for open_call in host.suspended():  # what it waited for is decided: the program goes on
+                open_call.is_suspended = False
+                self.launch(host, open_call)
         if found.parked:
             due_ms = host.next_due_ms()
             self.engine.rest(host)
@@ -342,38 +365,11 @@ class Worker:
         if not isinstance(error, PerdureError):
             log.error("a bug in Perdure blocks run %s", host.run_id, exc_info=error)
             error = BrokenInvariantError(f"{type(error).__name__}: {error}")
-        self._work(host, self._block(host, error, error.code))
+        self.work(host, self._block(host, error, error.code))
 
     async def _block(self, host: Host, error: PerdureError, code: str) -> None:
         """Record that an operator must decide, and leave the run alone."""
-        host.is_ending = host.is_blocking = True
-        now_ms = self.wall_ms()
-        facts = error.facts
-        failure = e.Failure(code=code, message=error.message)
-        expected, found = str(facts.get("expected", "")), str(facts.get("found", ""))
-
-        def work(tx: Transaction) -> None:
-            entry = e.RunBlocked(**position(host, now_ms), error=failure, expected=expected, found=found)
-            record(tx, host, entry)
-            tx.move(host.run_id, host.fence, Status.BLOCKED, now_ms=now_ms, code=code)
-
-        await self.engine.store.transact(work)
-        log.error("run %s is blocked (%s): %s", host.run_id, code, error.message)
-        self.engine.forget(host)
-        self.engine.watchers.end(host.run_id)
-
-    def _block_row(self, run: RunRecord, error: CorruptError) -> None:
-        """Block a run whose journal cannot be read, so not written to either."""
-
-        async def block() -> None:
-            now_ms = self.wall_ms()
-            await self.engine.store.transact(
-                lambda tx: tx.move(run.id, run.fence, Status.BLOCKED, now_ms=now_ms, code=error.code)
-            )
-            self.engine.watchers.end(run.id)
-
-        log.error("run %s is blocked: %s", run.id, error)
-        self.engine.spawn(block(), name=f"perdure-block-{run.id}")
+        await block(self, host, error, code)
 
     def _lose(self, host: Host, error: PerdureError) -> None:
         """A write is in doubt: drop the run; its journal tells what is true."""

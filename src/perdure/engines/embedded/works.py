@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from perdure.agents.requests import ANSWER_TOPIC
 from perdure.core import entries as e
+from perdure.core.actions import ACTION_TOPIC, ActionRecord, ActionState, Budget
 from perdure.core.errors import (
+    ActionUnknownError,
     ForkInvalidError,
     QuestionUnknownError,
     RunEndedError,
@@ -20,7 +24,8 @@ from perdure.core.errors import (
     UsageError,
 )
 from perdure.core.records import Conflict, RunRecord, Status
-from perdure.core.values import Payload
+from perdure.core.values import Payload, pack
+from perdure.gateway import ledger
 from perdure.kernel.machine import transition
 from perdure.ports.store import Transaction
 
@@ -45,6 +50,7 @@ class NewRun:
     priority: int = 0
     deadline_ms: int | None = None
     conflict: Conflict = "enqueue"
+    budget: Budget | None = None
 
 
 def find(tx: Transaction, run_id: str) -> RunRecord:
@@ -111,7 +117,10 @@ def start(
         parent=new.parent,
         deadline_ms=new.deadline_ms,
     )
-    return tx.insert_run(record, (started,), new.blobs), touched
+    inserted = tx.insert_run(record, (started,), new.blobs)
+    if new.budget is not None and known is None and inserted.id == new.id:
+        tx.set_budget(new.id, new.budget)
+    return inserted, touched
 
 
 def _is_repeat(ahead: list[RunRecord], new: NewRun) -> bool:
@@ -174,6 +183,65 @@ def answer(
         )
         raise QuestionUnknownError(message, run=run_id, call=call)
     return send(tx, run_id, topic, body, blobs, sender=sender, now_ms=now_ms)
+
+
+def settle_action(
+    tx: Transaction, run_id: str, call: int, ruling: ledger.Ruling, *, now_ms: int, limit: int
+) -> ActionRecord:
+    """Decide about a doubtful or held action; the row as it was.
+
+    The decision travels in the run's mailbox, so that it is taken under the run's lease. Where the run has ended only the
+    ledger changes.
+
+    Raises:
+        ActionUnknownError: there is none, it is in another state, or it was decided already.
+    """
+    record = find(tx, run_id)
+    row = ledger.found(tx, run_id, call)
+    allowed = ledger.DECISIONS.get(row.state, ())
+    if ruling.decision not in allowed:
+        expected = ", ".join(f"`{item}`" for item in allowed) or "nothing to decide"
+        message = f"action `{row.key}` is {row.state}: expected {expected}, found `{ruling.decision}`"
+        raise ActionUnknownError(message, action=row.key, state=row.state.value)
+    if record.status.is_ended:
+        ledger.settle_ended(tx, row, ruling, now_ms)
+        return row
+    topic = f"{ACTION_TOPIC}{call}"
+    if tx.has_mail(run_id, topic):
+        raise ActionUnknownError(
+            f"action `{row.key}` has a decision already; its run takes it up", action=row.key
+        )
+    body, blobs = pack(msgspec.json.encode(ruling), limit)
+    send(tx, run_id, topic, body, blobs, sender=ruling.by, now_ms=now_ms)
+    return row
+
+
+def set_budget(tx: Transaction, run_id: str, budget: Budget | None, *, now_ms: int, by: str) -> list[str]:
+    """Give a run another budget and let what waited for one be judged again; the runs to look after.
+
+    Raises:
+        RunUnknownError: there is no such run.
+    """
+    touched: list[str] = []
+    pending = [find(tx, run_id)]
+    tx.set_budget(run_id, budget)
+    ruling = msgspec.json.encode(ledger.Ruling(decision="retry", by=by))
+    while pending:
+        record = pending.pop()
+        pending.extend(tx.children(record.id))
+        if record.status.is_ended:
+            continue
+        for row in tx.run_actions(record.id):
+            topic = f"{ACTION_TOPIC}{row.call}"
+            if (
+                row.state is ActionState.HELD
+                and row.code == "budget-exhausted"
+                and not tx.has_mail(record.id, topic)
+            ):
+                body, _ = pack(ruling, len(ruling))
+                send(tx, record.id, topic, body, {}, sender=by, now_ms=now_ms)
+                touched.append(record.id)
+    return touched
 
 
 def cancel(

@@ -1,0 +1,241 @@
+"""Runs hosted programs: endpoints on a loopback port, a token and a fresh workspace for each attempt, a plain process.
+
+The process is not walled in: it runs as this user and can reach what this user can. It gets no keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from perdure.agents.hosting import Ended
+from perdure.agents.program import Program
+from perdure.core.entries import Failure
+from perdure.core.errors import UnavailableError
+from perdure.core.values import too_large
+from perdure.gateway.hosted import Attempt
+from perdure.hosting.endpoints import Endpoints
+from perdure.hosting.mcp_face import mcp_face
+from perdure.hosting.process import Launch, Process, reap
+from perdure.hosting.tokens import Tokens
+from perdure.hosting.workspace import Workspace
+from perdure.ports import Entropy
+
+STOP_MS = 5_000  # how long a program may take to end after SIGTERM
+HOST = "127.0.0.1"
+
+
+class _Server(uvicorn.Server):
+    """Serves inside our own loop; signals are the process's, not its."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them alone."""
+        yield
+
+
+class LocalPrograms:
+    """Implements the ``Programs`` port with processes of this machine.
+
+    Args:
+        folder: where workspaces are made.
+        entropy: makes tokens.
+        environment: what programs inherit (no secrets).
+        result_bytes_max: the largest result.
+    """
+
+    def __init__(
+        self, folder: Path, *, entropy: Entropy, environment: Mapping[str, str], result_bytes_max: int
+    ) -> None:
+        self._folder = folder
+        self._tokens = Tokens(entropy)
+        self._environment = dict(environment)
+        self._result_bytes_max = result_bytes_max
+        self._serving: asyncio.Task[None] | None = None
+        self._server: _Server | None = None
+        self._port = 0
+        self._lock = asyncio.Lock()
+
+    # -- the server
+    async def port(self) -> int:
+        """The endpoints' port; they are served from the first call on."""
+        async with self._lock:
+            if self._serving is None:
+                await self._serve()
+        return self._port
+
+    async def _serve(self) -> None:
+        endpoints = Endpoints(self._tokens)
+        endpoints.mount("/mcp", mcp_face(endpoints.find))
+        bound = socket.socket()
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((HOST, 0))
+        self._port = bound.getsockname()[1]
+        config = uvicorn.Config(
+            endpoints, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=75,
+            timeout_graceful_shutdown=1, ws="none", server_header=False, date_header=False,
+        )  # fmt: skip
+        self._server = _Server(config)
+        self._serving = asyncio.get_running_loop().create_task(
+            self._server.serve(sockets=[bound]), name="perdure-endpoints"
+        )
+        while not self._server.started:
+            if self._serving.done():
+                raise UnavailableError("the endpoints for hosted programs could not be served")
+            await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            self._server.force_exit = True
+            await asyncio.gather(self._serving, return_exceptions=True)
+
+    # -- programs
+    async def run(
+        self, program: Program, given: bytes, attempt: Attempt, show: Callable[[str, Any], None]
+    ) -> Ended:
+        """Run one attempt to its end (see the port)."""
+        port = await self.port()
+        run = attempt.seat.run_id
+        await asyncio.to_thread(reap, self._folder, run)
+        workspace = await asyncio.to_thread(Workspace.make, self._folder, run, attempt.number)
+        token = self._tokens.issue(attempt)
+        try:
+            launch = self._launch(program, workspace, attempt, token, port, given)
+            process = await Process.start(launch, show=show)
+            try:
+                return await self._watch(program, process, workspace, attempt, given, show)
+            finally:
+                attempt.is_over = True
+                self._tokens.revoke(token)
+                await asyncio.shield(process.stop(STOP_MS))
+        finally:
+            self._tokens.revoke(token)
+            await asyncio.to_thread(workspace.remove)
+
+    def _launch(
+        self, program: Program, workspace: Workspace, attempt: Attempt, token: str, port: int, given: bytes
+    ) -> Launch:
+        base = f"http://{HOST}:{port}"
+        mcp = {"type": "http", "url": f"{base}/mcp", "headers": {"Authorization": f"Bearer {token}"}}
+        config = workspace.write_mcp_config({"perdure": mcp})
+        env = {
+            **self._environment,
+            "HOME": str(workspace.home),
+            "TMPDIR": str(workspace.tmp),
+            "OPENAI_BASE_URL": f"{base}/v1",
+            "OPENAI_API_BASE": f"{base}/v1",
+            "OPENAI_API_KEY": token,
+            "ANTHROPIC_BASE_URL": base,
+            "ANTHROPIC_API_KEY": token,
+            "PERDURE_MCP_URL": f"{base}/mcp",
+            "PERDURE_MCP_TOKEN": token,
+            "PERDURE_MCP_CONFIG": str(config),
+            "PERDURE_RUN": attempt.seat.run_id,
+            "PERDURE_ATTEMPT": str(attempt.number),
+            "PERDURE_WORKSPACE": str(workspace.work),
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+            **program.env,
+        }
+        if program.kind == "agentcore":
+            env.setdefault("PORT", str(free_port()))
+        cwd = Path(program.cwd) if program.cwd else workspace.work
+        return Launch(
+            command=program.command, cwd=cwd, env=env, stdin=workspace.write_input(given), log=workspace.log
+        )
+
+    async def _watch(
+        self,
+        program: Program,
+        process: Process,
+        workspace: Workspace,
+        attempt: Attempt,
+        given: bytes,
+        show: Callable[[str, Any], None],
+    ) -> Ended:
+        """Whatever comes first: the program's end, or that it only waits for a decision."""
+        async with _ending(attempt.stuck_for(program.hold_ms / 1000)) as stuck:
+            if program.kind == "agentcore":
+                main = asyncio.ensure_future(self._invoked(process, attempt, given, show))
+            else:
+                main = asyncio.ensure_future(self._waited(process, workspace))
+            try:
+                await asyncio.wait((main, stuck), return_when=asyncio.FIRST_COMPLETED)
+                return main.result() if main.done() else Ended("suspended")
+            finally:
+                main.cancel()
+                await asyncio.gather(main, return_exceptions=True)
+
+    async def _waited(self, process: Process, workspace: Workspace) -> Ended:
+        exit_ = await process.wait()
+        if exit_.code != 0:
+            text = f"the program ended with {exit_.reason}" + (
+                f": {exit_.output_tail[-TAIL_SHOWN:]}" if exit_.output_tail else ""
+            )
+            return Ended("failed", error=Failure(code="program-failed", message=text))
+        result = await asyncio.to_thread(workspace.result, exit_)
+        if len(result) > self._result_bytes_max:
+            raise too_large(len(result), self._result_bytes_max)
+        return Ended("result", result=result)
+
+    async def _invoked(
+        self, process: Process, attempt: Attempt, given: bytes, show: Callable[[str, Any], None]
+    ) -> Ended:
+        from perdure.hosting.agentcore import invoke
+
+        base = f"http://{HOST}:{process.launch.env['PORT']}"
+        asked = asyncio.ensure_future(invoke(base, given, session=attempt.seat.run_id, show=show))
+        ended = asyncio.ensure_future(process.wait())
+        try:
+            await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                return Ended("result", result=_as_json(asked.result()))
+            tail = ended.result().output_tail[-TAIL_SHOWN:]
+            text = f"the program ended with {ended.result().reason} before it answered" + (
+                f": {tail}" if tail else ""
+            )
+            return Ended("failed", error=Failure(code="program-failed", message=text))
+        finally:
+            for task in (asked, ended):
+                task.cancel()
+            await asyncio.gather(asked, ended, return_exceptions=True)
+
+
+TAIL_SHOWN = 2_000  # characters of a failed program's last output in its error
+
+
+@contextlib.asynccontextmanager
+async def _ending(work: Any) -> Any:
+    """A task that ends with the block."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _as_json(data: bytes) -> bytes:
+    """``data`` if it is JSON, else its text as a JSON string."""
+    try:
+        msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return msgspec.json.encode(data.decode(errors="replace"))
+    return data
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as found:
+        found.bind((HOST, 0))
+        port: int = found.getsockname()[1]
+        return port
