@@ -29,6 +29,7 @@ from perdure.kernel.identity import Identity, Rows, difference, identify_model, 
 from perdure.ports import Tool
 
 S = ActionState
+PATIENCE_S = 1.0  # how long rows may be left alone before a call beside them counts as a divergence
 Divergence = Literal["fail", "live", "ask"]
 Progress = Callable[[float, float | None, str], None]
 
@@ -86,7 +87,7 @@ class Attempt:
         self.waiting = 0  # requests that only a decision can end
         self.working = 0  # other requests under way
         self.changed = asyncio.Event()
-        self.seen = 0  # calls of this attempt: moves when the program does something
+        self.consumed = 0  # rows that answered this attempt
         self._known: dict[int, Known] = {}
         self._rows: dict[What, Rows] = {"model": Rows(), "tool": Rows()}
         for row in seat.ledger():
@@ -135,7 +136,7 @@ class Attempt:
             identity=identity,
             headers=headers,
         )
-        hold = self._diverged("model", facts.data)
+        hold = await self._diverged("model", facts.data)
         known = self._adopt(act)
         tee = known.tee = Tee()
         self.seat.work(self._live_model(act, known, tee, hold), act.call)
@@ -234,7 +235,7 @@ class Attempt:
                 attempt=self.number,
                 identity=identity,
             )
-            hold = self._diverged("tool", arguments)
+            hold = await self._diverged("tool", arguments)
             known = self._adopt(act)
             claim = Claim(act.call, "live")
             self.seat.work(self._live_tool(act, known, tool, hold), act.call)
@@ -298,13 +299,13 @@ class Attempt:
     # -- rows
     def _claim(self, what: What, identity: Identity, *, is_retry: bool) -> Claim | None:
         """The row that answers a call. Nothing is awaited between the match and the mark, so no two calls get one row."""
-        self.seen += 1
         self.changed.set()
         rows = self._rows[what]
         found = rows.match(identity)
         if found is not None:
             call, level = found
             rows.consume(call)
+            self.consumed += 1
             return Claim(call, level)
         for call, known in reversed(self._known.items()):
             if known.what == what and known.identity.exact == identity.exact:
@@ -336,15 +337,25 @@ class Attempt:
         )
         self.seat.later(lambda tx: tx.note_served(served))
 
-    def _diverged(self, what: What, asked: Any) -> e.Failure | None:
-        """A call that no row answers while rows are left: stop, hold it, or let it go."""
-        left = [call for call in self._rows[what].left() if self._known[call].state.is_fact]
-        if not left or self.divergence == "live":
+    async def _diverged(self, what: What, asked: Any) -> e.Failure | None:
+        """A call that no row answers while rows are left: stop, hold it, or let it go.
+
+        A program with several lines of work may be at the frontier with one while the others are still behind it; so as
+        long as rows are being asked for, this waits.
+        """
+        if self.divergence == "live":
+            return None
+        while left := [call for call in self._rows[what].left() if self._known[call].state.is_fact]:
+            seen = self.consumed
+            await asyncio.sleep(PATIENCE_S)
+            if seen == self.consumed:
+                break
+        if not left:
             return None
         known = self._known[left[0]]
         intent = self.seat.entry(known.intent_seq)
         lines: list[str] = []
-        if isinstance(intent, e.ActionIntended):
+        if isinstance(intent, e.ActionIntended | e.ActionHeld):
             lines = difference(msgspec.json.decode(self.seat.bytes_of(intent.request)), asked)
         message = (
             f"the restarted program asks for something else than before: row {left[0]} ({intent.name}) of run "

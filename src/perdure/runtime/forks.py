@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,6 +11,23 @@ from perdure.agents.codec import to_json
 from perdure.core import entries as e
 from perdure.core.errors import ForkInvalidError
 from perdure.core.values import pack
+
+
+def changed_entries(
+    run: str, journal: Sequence[e.Entry], changes: Mapping[int, Any], at: int, limit: int
+) -> dict[int, e.Entry]:
+    """Entries of the copied part with other results, by ``seq``.
+
+    Raises:
+        ForkInvalidError: no such entry, or it has nothing to change.
+    """
+    known = {entry.seq: entry for entry in journal}
+    for seq in changes:
+        if seq not in known:
+            raise ForkInvalidError(
+                f"entry {seq} is not among the first {at} of run `{run}`", run=run, seq=seq
+            )
+    return {seq: changed_entry(known[seq], value, limit) for seq, value in changes.items()}
 
 
 def changed_entry(entry: e.Entry, value: Any, limit: int) -> e.Entry:

@@ -5,28 +5,38 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from pathlib import Path
 from typing import Any, Literal
 
 from perdure.agents.agent import Agent
 from perdure.agents.codec import to_json
-from perdure.core import entries as e
-from perdure.core.errors import AgentUnknownError, DefinitionError, ForkInvalidError
+from perdure.core.actions import Budget
+from perdure.core.errors import AgentUnknownError, DefinitionError
 from perdure.core.ids import checked_name, run_id
 from perdure.core.limits import Settings
+from perdure.core.models import Upstream
 from perdure.core.records import Conflict, RunFilter, RunRecord, Schedule, Status
 from perdure.core.values import Payload, pack
 from perdure.engines.embedded import EmbeddedEngine, works
-from perdure.engines.embedded.dispatch import next_time_ms
+from perdure.engines.embedded.acts import Outside
 from perdure.engines.embedded.engine import SEED_BITS
 from perdure.engines.embedded.watch import Live
-from perdure.ports import Clock, Entropy, Store, Telemetry
+from perdure.ports import Clock, Entropy, Secrets, Store, Telemetry, Toolset
+from perdure.runtime.actions import Actions
 from perdure.runtime.config import settings_from
 from perdure.runtime.datadir import DataDirLock, database_of, prepare
-from perdure.runtime.forks import changed_entry
+from perdure.runtime.forks import changed_entries
 from perdure.runtime.handle import Answerable, RunHandle
+from perdure.runtime.outside import World, reach
 from perdure.runtime.registry import register
+from perdure.runtime.schedules import schedule_row
 from perdure.runtime.system import SystemClock, SystemEntropy
 from perdure.runtime.watchdog import Watchdog
 from perdure.stores.sqlite import SqliteStore
@@ -52,6 +62,7 @@ class Runtime:
         self.engine = engine
         self.settings = settings
         self.is_closed = False
+        self.actions = Actions(self)
         self._clock = clock
         self._entropy = entropy
 
@@ -66,6 +77,9 @@ class Runtime:
         settings: Settings | None = None,
         telemetry: Telemetry | None = None,
         beside: bool = False,
+        upstreams: Sequence[Upstream] = (),
+        toolsets: Sequence[Toolset] = (),
+        secrets: Secrets | None = None,
     ) -> AsyncIterator[Runtime]:
         """Open a data directory (made if missing) and drive the runs of ``agents``; unfinished ones go on at once.
 
@@ -77,6 +91,9 @@ class Runtime:
             settings: limits; by default from the environment (``PERDURE_SETTING_CONCURRENCY=8``).
             telemetry: listens to spans and counts.
             beside: do not drive runs: look, send and cancel beside the process that does.
+            upstreams: who answers model requests; names of several that stand in for each other may repeat.
+            toolsets: MCP servers, OpenAPI documents and databases that agents name in their tools.
+            secrets: resolves ``secret://`` references; by default environment, files and keyring.
 
         Raises:
             DataDirLockedError: another process drives this directory.
@@ -91,7 +108,11 @@ class Runtime:
         try:
             store = SqliteStore(database_of(folder), durability=chosen.durability)
             try:
-                async with cls.over(store, known, chosen, telemetry=telemetry, drive=not beside) as runtime:
+                world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets)
+                reached = reach(world, known, folder=folder, settings=chosen, telemetry=telemetry)
+                async with cls.over(
+                    store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached
+                ) as runtime:
                     yield runtime
             finally:
                 await store.close()
@@ -109,6 +130,7 @@ class Runtime:
         *,
         telemetry: Telemetry | None,
         drive: bool,
+        reached: AbstractAsyncContextManager[Outside] | None = None,
     ) -> AsyncIterator[Runtime]:
         """A runtime on a store that is open already."""
         clock, entropy = SystemClock(), SystemEntropy()
@@ -117,19 +139,27 @@ class Runtime:
             yield runtime
             runtime.is_closed = True
             return
-        engine = EmbeddedEngine(
-            store, agents, clock=clock, entropy=entropy, settings=settings, telemetry=telemetry, alone=True
-        )
-        watchdog = Watchdog(engine.loop, engine.worker, settings.block_ms)
-        runtime = cls(store, agents, engine, clock=clock, entropy=entropy, settings=settings)
-        await engine.begin()
-        watchdog.begin()
-        try:
-            yield runtime
-        finally:
-            runtime.is_closed = True
-            await engine.drain()
-            watchdog.end()
+        async with reached or nullcontext() as outside:
+            engine = EmbeddedEngine(
+                store,
+                agents,
+                clock=clock,
+                entropy=entropy,
+                settings=settings,
+                telemetry=telemetry,
+                alone=True,
+                outside=outside,
+            )
+            watchdog = Watchdog(engine.loop, engine.worker, settings.block_ms)
+            runtime = cls(store, agents, engine, clock=clock, entropy=entropy, settings=settings)
+            await engine.begin()
+            watchdog.begin()
+            try:
+                yield runtime
+            finally:
+                runtime.is_closed = True
+                await engine.drain()
+                watchdog.end()
 
     # -- starting
     async def start(
@@ -250,7 +280,7 @@ class Runtime:
         message = await self.store.transact(
             lambda tx: works.send(tx, run, topic, payload, blobs, sender=sender, now_ms=now_ms, key=key)
         )
-        self._look_after([run])
+        self.look_after([run])
         return message
 
     async def answer(self, run: str, call: int, data: bytes, *, sender: str = "") -> None:
@@ -260,12 +290,12 @@ class Runtime:
         await self.store.transact(
             lambda tx: works.answer(tx, run, call, payload, blobs, sender=sender, now_ms=now_ms)
         )
-        self._look_after([run])
+        self.look_after([run])
 
     async def cancel(self, run: str, reason: str = "cancelled by the caller") -> None:
         """Ask a run and its children to stop; durable on return."""
         now_ms = self._clock.now_ms()
-        self._look_after(await self.store.transact(lambda tx: works.cancel(tx, run, reason, now_ms)))
+        self.look_after(await self.store.transact(lambda tx: works.cancel(tx, run, reason, now_ms)))
 
     async def resume(self, run: str, *, migrate: bool = False) -> None:
         """Let a blocked run go on; with ``migrate``, under the version of its agent that is registered here.
@@ -277,7 +307,7 @@ class Runtime:
         name = self.run(run).record().agent
         version = self.agent(name).version if migrate else None
         await self.store.transact(lambda tx: works.resume(tx, run, now_ms, version=version))
-        self._look_after([run])
+        self.look_after([run])
 
     async def fork(self, run: str, *, at: int, changes: Mapping[int, Any] | None = None) -> RunHandle:
         """Start a new run that has the first ``at`` entries of another's journal and goes on from there.
@@ -291,22 +321,15 @@ class Runtime:
         Raises:
             ForkInvalidError: no such entry, or it has nothing to change.
         """
-        replaced: dict[int, e.Entry] = {}
-        journal = {entry.seq: entry for entry in self.run(run).journal(limit=max(0, at))}
-        for seq, value in (changes or {}).items():
-            entry = journal.get(seq)
-            if entry is None:
-                raise ForkInvalidError(
-                    f"entry {seq} is not among the first {at} of run `{run}`", run=run, seq=seq
-                )
-            replaced[seq] = changed_entry(entry, value, self.settings.payload_bytes_max)
+        journal = self.run(run).journal(limit=max(0, at))
+        replaced = changed_entries(run, journal, changes or {}, at, self.settings.payload_bytes_max)
         now_ms = self._clock.now_ms()
         new_id = run_id(now_ms, self._entropy.bits(60))
         chance = self._entropy.bits(SEED_BITS)
         await self.store.transact(
             lambda tx: works.fork(tx, run, new_id, at, replaced, chance=chance, now_ms=now_ms)
         )
-        self._look_after([new_id])
+        self.look_after([new_id])
         return RunHandle(self, new_id)
 
     async def schedule(
@@ -320,21 +343,11 @@ class Runtime:
             DefinitionError: the expression or the time zone is wrong.
             AgentUnknownError, InputInvalidError: the run could not be started.
         """
-        definition = self.agent(agent)
-        data = to_json(input)
-        definition.parameters.read_input(data)
-        payload, _ = pack(data, min(self.settings.payload_bytes_max, 64 * 1024))
-        try:
-            next_ms = next_time_ms(cron, timezone, self._clock.now_ms())
-        except (ValueError, KeyError, LookupError, StopIteration, Exception) as error:
-            message = f"schedule `{name}`: `{cron}` in `{timezone}` is no cron expression in a known time zone: {error}"
-            raise DefinitionError(message) from error
-        row = Schedule(
-            name=checked_name("a schedule", name), agent=agent, cron=cron, timezone=timezone, input=payload,
-            next_ms=next_ms,
-        )  # fmt: skip
+        self.agent(agent).parameters.read_input(to_json(input))
+        limit = self.settings.payload_bytes_max
+        row = schedule_row(name, cron, agent, input, timezone, now_ms=self.now_ms(), limit=limit)
         await self.store.transact(lambda tx: tx.put_schedule(row))
-        self._look_after([name])
+        self.look_after([name])
 
     async def unschedule(self, name: str) -> bool:
         """Remove a schedule; whether it was there."""
@@ -378,6 +391,11 @@ class Runtime:
             raise DefinitionError("live output is seen only in the process that drives the runs")
         return self.engine.watchers.live(run)
 
-    def _look_after(self, touched: list[str]) -> None:
+    def now_ms(self) -> int:
+        """The time of day."""
+        return self._clock.now_ms()
+
+    def look_after(self, touched: list[str]) -> None:
+        """Something happened to these runs."""
         if self.engine is not None:
             self.engine.look_after(touched)

@@ -116,7 +116,7 @@ async def _prepared(
     spec = tool.spec
     if open_call.intent is None:
         gateway.check_arguments(spec, msgspec.json.decode(request.arguments))
-        recovery, effect = spec.recovery, spec.effect
+        recovery, effect = str(spec.recovery), str(spec.effect)
     else:  # what it declared when it was dispatched
         recovery, effect = open_call.intent.recovery, open_call.intent.effect
     return Act(**common, recovery=recovery, effect=effect, estimate=Spend(calls=1)), tool
@@ -128,7 +128,7 @@ async def _refused(seat: HostSeat, open_call: OpenCall, request: ActCall, error:
     open_call.task = None
     common: dict[str, Any] = {"call": open_call.number, "name": request.name, "digest": request.digest}
     if open_call.intent is None:
-        await seat.write(lambda _, at: (e.ActionEnded(**at, **common, state="refused", error=failure), {}))
+        await seat.write(lambda _, at: (e.ActionEnded(**{**common, **at}, state="refused", error=failure), {}))
         return
     state = ActionState.UNKNOWN if isinstance(open_call.intent, e.ActionIntended) else ActionState.REFUSED
     outcome = Outcome(state, Spend(), error=failure)

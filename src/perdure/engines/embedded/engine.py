@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from perdure.agents.agent import Agent
+from perdure.agents.requests import ProgramCall
 from perdure.core.errors import DrainingError, PerdureError, RefusedError, UsageError
 from perdure.core.ids import run_id
 from perdure.core.limits import Settings
@@ -92,6 +93,10 @@ class EmbeddedEngine:
         """Stop: claim nothing more, let running steps end (at most ``within_ms``), give every run back."""
         self.is_draining = True
         self.dispatcher.stop()
+        for host in list(self.hosts.values()):
+            for open_call in list(host.calls.values()):
+                if isinstance(open_call.request, ProgramCall) and open_call.task is not None:
+                    open_call.task.cancel()  # it may run for days; its calls are recorded, so it is simply started again
         grace_ms = self.settings.drain_ms if within_ms is None else within_ms
         until = self.loop.time() + grace_ms / 1000
         while any(host.busy for host in self.hosts.values()) and self.loop.time() < until:

@@ -33,7 +33,7 @@ async def run_program(worker: Worker, host: Host, open_call: OpenCall) -> None:
     common: dict[str, Any] = {"call": open_call.number, "name": request.name, "digest": request.digest}
     while True:
         number = open_call.attempt + 1
-        await seat.write(lambda _, at: (e.ProgramStarted(**common, **at, attempt=number), {}))  # noqa: B023
+        await seat.write(lambda _, at: (e.ProgramStarted(**{**common, **at}, attempt=number), {}))  # noqa: B023
         open_call.attempt = number
         rows = host.next_call
         ended = await _attempt(worker, host, seat, program, request.input, number)
@@ -41,7 +41,7 @@ async def run_program(worker: Worker, host: Host, open_call: OpenCall) -> None:
             return
         if ended.how == "suspended":
             open_call.task = None
-            await seat.write(lambda _, at: (e.ProgramSuspended(**common, **at, attempt=number), {}))  # noqa: B023
+            await seat.write(lambda _, at: (e.ProgramSuspended(**{**common, **at}, attempt=number), {}))  # noqa: B023
             return
         if host.next_call > rows:
             open_call.failures = 0  # it got further than before
@@ -58,7 +58,7 @@ async def run_program(worker: Worker, host: Host, open_call: OpenCall) -> None:
         if wait_ms >= PARK_BACKOFF_MS:
             open_call.task = None
         await seat.write(
-            lambda _, at: (e.ProgramExited(**common, **at, attempt=number, error=error, due_ms=due_ms), {})  # noqa: B023
+            lambda _, at: (e.ProgramExited(**{**common, **at}, attempt=number, error=error, due_ms=due_ms), {})  # noqa: B023
         )
         if wait_ms >= PARK_BACKOFF_MS:
             return
@@ -106,5 +106,5 @@ async def _finish(worker: Worker, seat: HostSeat, common: dict[str, Any], number
     else:
         error = ended.error or e.Failure(code="program-failed", message="the program ended without a result")
     await seat.write(
-        lambda _, at: (e.ProgramEnded(**common, **at, attempt=number, result=result, error=error), blobs)
+        lambda _, at: (e.ProgramEnded(**{**common, **at}, attempt=number, result=result, error=error), blobs)
     )

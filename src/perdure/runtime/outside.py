@@ -1,0 +1,116 @@
+"""The way out of a runtime: joins the gateway with upstreams, tools, secrets and hosted programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perdure.agents.agent import Agent
+from perdure.core.errors import DefinitionError
+from perdure.core.limits import Settings
+from perdure.core.models import Upstream
+from perdure.engines.embedded.acts import Outside
+from perdure.gateway.catalogue import Catalogue, Toolbox
+from perdure.gateway.gateway import Gateway
+from perdure.gateway.redact import Redactor
+from perdure.models.upstreams import ConfiguredUpstreams
+from perdure.ports import Secrets, Telemetry, Tool, Toolset
+from perdure.runtime.system import SystemEntropy
+
+PROGRAMS = "programs"  # the folder of workspaces, in the data directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What a runtime may reach.
+
+    Attributes:
+        upstreams: who answers model requests.
+        toolsets: MCP servers, OpenAPI documents, databases, by their names.
+        secrets: resolves ``secret://`` references; by default environment, files and keyring.
+    """
+
+    upstreams: Sequence[Upstream] = ()
+    toolsets: Sequence[Toolset] = ()
+    secrets: Secrets | None = field(default=None)
+
+
+@asynccontextmanager
+async def reach(
+    world: World,
+    agents: Mapping[str, Agent],
+    *,
+    folder: Path,
+    settings: Settings,
+    telemetry: Telemetry | None,
+) -> AsyncIterator[Outside]:
+    """Everything that the engine needs to act; closed on leaving.
+
+    Raises:
+        DefinitionError: an agent's charter names a toolset that is not there, or a configuration cannot work.
+    """
+    from perdure.runtime.secrets import LocalSecrets, environment_without
+
+    secrets = world.secrets or LocalSecrets.default(folder)
+    toolbox = Toolbox(world.toolsets)
+    catalogues = {name: catalogue_of(agent, toolbox) for name, agent in agents.items()}
+    upstreams = ConfiguredUpstreams(world.upstreams, secrets)
+    gateway = Gateway(
+        upstreams=upstreams,
+        redactor=Redactor(secrets.known_values),
+        payload_bytes_max=settings.payload_bytes_max,
+        telemetry=telemetry,
+    )
+    programs = None
+    if any(agent.program is not None for agent in agents.values()):
+        from perdure.hosting.programs import LocalPrograms
+
+        programs = LocalPrograms(
+            folder / PROGRAMS,
+            entropy=SystemEntropy(),
+            environment=environment_without(os.environ),
+            result_bytes_max=settings.payload_bytes_max,
+        )
+    try:
+        yield Outside(gateway, catalogues, programs)
+    finally:
+        if programs is not None:
+            await programs.close()
+        await toolbox.close()
+        await upstreams.close()
+
+
+def catalogue_of(agent: Agent, toolbox: Toolbox) -> Catalogue:
+    """The tools of an agent's charter.
+
+    Raises:
+        DefinitionError: it names a toolset that is not there.
+    """
+    own: list[Tool] = []
+    charter: list[str] = []
+    for item in agent.tools:
+        if isinstance(item, str):
+            name = item.partition(".")[0]
+            if name not in toolbox:
+                known = ", ".join(f"`{found}`" for found in toolbox.names) or "none"
+                message = f"agent `{agent.name}` names toolset `{name}`; the runtime has {known}"
+                raise DefinitionError(message, agent=agent.name)
+            charter.append(item)
+        elif is_tool(item):
+            own.append(item)
+        elif agent.model is None:
+            kind = type(item).__name__
+            raise DefinitionError(
+                f"agent `{agent.name}` has a tool of type `{kind}`; make it one with `@tool`, or name a toolset",
+                agent=agent.name,
+            )
+    return Catalogue(own, charter, toolbox)
+
+
+def is_tool(item: Any) -> bool:
+    """Whether something implements the ``Tool`` port."""
+    return hasattr(type(item), "spec") and hasattr(item, "call")
