@@ -4,11 +4,27 @@ What authors and operators use is exported here; ports and test tools are in ``p
 ``perdure.testing``.
 """
 
-from perdure.agents import Agent, Child, Message, Run, Step, agent, current_run, step
+from perdure.agents import (
+    Agent,
+    Child,
+    FunctionTool,
+    Message,
+    Run,
+    Step,
+    agent,
+    current_run,
+    current_use,
+    process,
+    step,
+    tool,
+)
+from perdure.core.actions import ActionState, Budget
 from perdure.core.errors import (
+    ActionNotDoneError,
     AgentFailedError,
     AgentUnknownError,
     BlockedError,
+    BudgetExhaustedError,
     CorruptError,
     DeadlineExceededError,
     InputInvalidError,
@@ -18,25 +34,33 @@ from perdure.core.errors import (
     RunCancelledError,
     StepError,
     StepFailedError,
+    ToolFailedError,
     UnavailableError,
     UsageError,
 )
 from perdure.core.limits import Settings
+from perdure.core.models import Price, Upstream
 from perdure.core.records import Status
 from perdure.runtime import RunHandle, Runtime
 
 __version__ = "0.1.0"
 __all__ = [
+    "ActionNotDoneError",
+    "ActionState",
     "Agent",
     "AgentFailedError",
     "AgentUnknownError",
     "BlockedError",
+    "Budget",
+    "BudgetExhaustedError",
     "Child",
     "CorruptError",
     "DeadlineExceededError",
+    "FunctionTool",
     "InputInvalidError",
     "Message",
     "PerdureError",
+    "Price",
     "RefusedError",
     "ReplayError",
     "Run",
@@ -48,10 +72,15 @@ __all__ = [
     "Step",
     "StepError",
     "StepFailedError",
+    "ToolFailedError",
     "UnavailableError",
+    "Upstream",
     "UsageError",
     "__version__",
     "agent",
     "current_run",
+    "current_use",
+    "process",
     "step",
+    "tool",
 ]

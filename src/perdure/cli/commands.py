@@ -8,23 +8,13 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from perdure.cli.exec_command import exec_
+from perdure.cli.options import DATA, After, Data, Json, Otel
 from perdure.cli.output import Out
 
-Data = Annotated[
-    Path,
-    Parameter(
-        name="--data",
-        help="The data directory (default: $PERDURE_DATA, else ./data).",
-        env_var="PERDURE_DATA",
-    ),
-]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON for programs, one object per line.")]
-Otel = Annotated[bool, Parameter(name="--otel", help="Send spans and counts to OpenTelemetry.")]
-After = Annotated[int, Parameter(name="--after", help="Begin after this entry.")]
 STATUS = Literal[
     "pending", "queued", "running", "waiting", "blocked", "completed", "failed", "cancelled", "unfinished"
 ]
-DATA = Path("data")
 
 _style = Parameter(negative=(), show_env_var=False, show_default=False)
 app = App(
@@ -41,6 +31,7 @@ app = App(
 )
 runs = App(name="runs", help="Look at runs and act on them.", version_flags=())
 schedules = App(name="schedules", help="Look at schedules.", version_flags=())
+app.command(exec_, name="exec")
 app.command(runs)
 app.command(schedules)
 

@@ -17,6 +17,7 @@ Perdure runs agents that do not die.
 Start:
   demo [FOLDER]             The invoice desk: a worker killed half-way; the proof.
   run APP:AGENT [INPUT]     Start a run, show its progress, print its result.
+  exec -- CMD...            Run an unmodified program as an agent that goes on after a crash.
   work APP                  Drive all runs of an app until told to stop.
 
 Look and act, also beside a running process:

@@ -1,12 +1,24 @@
-"""Settings from the environment: the only place that reads it."""
+"""Settings and configuration: the only place that reads the environment and ``perdure.toml``."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from perdure.core.errors import DefinitionError
 from perdure.core.limits import Settings
+from perdure.core.models import Upstream
+from perdure.ports import Secrets, Toolset
+from perdure.runtime.outside import World
 
 SETTING_PREFIX = "PERDURE_SETTING_"
+CONFIG = "perdure.toml"
+OPENAI_URL = "https://api.openai.com/v1"
+ANTHROPIC_URL = "https://api.anthropic.com"
 
 
 def settings_from(environment: Mapping[str, str]) -> Settings:
@@ -21,3 +33,88 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         if name.startswith(SETTING_PREFIX)
     }
     return Settings.of(found)
+
+
+def world_from(path: Path | None, environment: Mapping[str, str], secrets: Secrets) -> World:
+    """What may be reached, from a configuration file; without one, from the usual variables of the providers.
+
+    Args:
+        path: the file; by default ``perdure.toml`` in the current folder, if it is there.
+        environment: ``OPENAI_API_KEY`` and ``ANTHROPIC_API_KEY`` make an upstream each where the file names none.
+        secrets: resolves the references in the file, at the moment of use.
+
+    Raises:
+        DefinitionError: the file is not there, is no TOML, or says something that cannot work.
+    """
+    data: dict[str, Any] = {}
+    chosen = path or (Path(CONFIG) if Path(CONFIG).is_file() else None)
+    if chosen is not None:
+        data = _read(chosen)
+    unknown = set(data) - {"upstreams", "toolsets"}
+    if unknown:
+        raise DefinitionError(
+            f"`{chosen}` has `{min(unknown)}`; expected `[[upstreams]]` and `[toolsets.NAME]`"
+        )
+    try:
+        upstreams = msgspec.convert(data.get("upstreams", []), tuple[Upstream, ...])
+    except msgspec.ValidationError as error:
+        raise DefinitionError(f"the upstreams of `{chosen}` cannot be read: {error}") from error
+    toolsets = [toolset_from(name, table, secrets) for name, table in data.get("toolsets", {}).items()]
+    return World(upstreams=upstreams or _usual(environment), toolsets=toolsets, secrets=secrets)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DefinitionError(f"there is no configuration file `{path}`") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"`{path}` is no TOML file: {error}") from error
+    except OSError as error:
+        raise DefinitionError(f"`{path}` cannot be read: {error.strerror}") from error
+
+
+def _usual(environment: Mapping[str, str]) -> tuple[Upstream, ...]:
+    """The providers whose keys are in the environment, as their official clients find them."""
+    found: list[Upstream] = []
+    if environment.get("OPENAI_API_KEY"):
+        url = environment.get("OPENAI_BASE_URL") or OPENAI_URL
+        found.append(Upstream(name="openai", base_url=url, key="secret://openai-api-key"))
+    if environment.get("ANTHROPIC_API_KEY"):
+        url = (environment.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL).rstrip("/") + "/v1"
+        found.append(
+            Upstream(name="anthropic", base_url=url, wire="anthropic", key="secret://anthropic-api-key")
+        )
+    return tuple(found)
+
+
+def toolset_from(name: str, table: Mapping[str, Any], secrets: Secrets) -> Toolset:
+    """A toolset from its table: ``kind`` (``mcp``, ``openapi``, ``sql``) and the arguments of that kind.
+
+    Raises:
+        DefinitionError: the kind is unknown or an argument does not fit.
+    """
+    options = dict(table)
+    kind = options.pop("kind", "mcp")
+    made: Toolset
+    try:
+        match kind:
+            case "mcp":
+                from perdure.tools.mcp_client import McpToolset
+
+                made = McpToolset(name, **options)
+            case "openapi":
+                from perdure.tools.openapi import OpenApiToolset
+
+                made = OpenApiToolset(name, secrets=secrets, **options)
+            case "sql":
+                from perdure.tools.sql import SqlToolset
+
+                made = SqlToolset(name, secrets=secrets, **options)
+            case _:
+                raise DefinitionError(
+                    f"toolset `{name}` has kind `{kind}`, expected `mcp`, `openapi` or `sql`"
+                )
+    except TypeError as error:
+        raise DefinitionError(f"toolset `{name}` cannot be made: {error}") from error
+    return made

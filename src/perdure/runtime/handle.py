@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.agents.codec import to_json
 from perdure.core import entries as e
-from perdure.core.errors import ReplayError, StepError, error_for
+from perdure.core.errors import RefusedError, ReplayError, StepError, error_for
 from perdure.core.records import Question, RunRecord, Status
 from perdure.core.values import decode
 from perdure.engines.embedded import works
@@ -116,7 +116,7 @@ class RunHandle:
         result, failure = outcome_of(last)
         if failure is not None:
             kind = error_for(failure.code)
-            if not issubclass(kind, StepError | ReplayError):
+            if not issubclass(kind, StepError | ReplayError | RefusedError):
                 kind = error_for("agent-failed")
             raise kind(failure.message, type=failure.type, run=self.id)
         return decode(self._runtime.bytes_of(result)) if result is not None else None

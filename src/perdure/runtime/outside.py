@@ -16,8 +16,6 @@ from perdure.core.models import Upstream
 from perdure.engines.embedded.acts import Outside
 from perdure.gateway.catalogue import Catalogue, Toolbox
 from perdure.gateway.gateway import Gateway
-from perdure.gateway.redact import Redactor
-from perdure.models.upstreams import ConfiguredUpstreams
 from perdure.ports import Secrets, Telemetry, Tool, Toolset
 from perdure.runtime.system import SystemEntropy
 
@@ -53,6 +51,8 @@ async def reach(
     Raises:
         DefinitionError: an agent's charter names a toolset that is not there, or a configuration cannot work.
     """
+    from perdure.gateway.redact import Redactor
+    from perdure.models.upstreams import ConfiguredUpstreams
     from perdure.runtime.secrets import LocalSecrets, environment_without
 
     secrets = world.secrets or LocalSecrets.default(folder)

@@ -1,0 +1,64 @@
+"""The options of ``exec``."""
+
+# ruff: noqa: D417 - cyclopts reads the docstring; the options that many commands share are described in ``options``
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from perdure.cli.options import DATA, Data, Json
+from perdure.cli.output import Out
+
+
+def exec_(
+    *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    data: Data = DATA,
+    agent: str = "program",
+    resume: str | None = None,
+    replay: str | None = None,
+    input: str | None = None,
+    config: Path | None = None,
+    mcp: list[str] | None = None,
+    upstream: str | None = None,
+    usd: str | None = None,
+    tokens: int | None = None,
+    calls: int | None = None,
+    hold: bool = False,
+    divergence: Literal["ask", "live", "fail"] = "ask",
+    kind: Literal["command", "agentcore"] = "command",
+    restarts: int = 3,
+    cwd: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Run an unmodified program as an agent: `perdure exec -- python agent.py`.
+
+    Its model and tool calls go through the gateway. Killed, it is started again and answered from the journal up to
+    where it was. It is a plain process of this user: there is no wall around it yet.
+
+    Args:
+        command: The program and its arguments, after `--`.
+        agent: The name under which its runs are kept.
+        resume: Go on with this run (the command may be left out).
+        replay: Start the program once more, answered from the journal of this run alone; nothing is sent.
+        input: What it gets on stdin: JSON or a text; `-` reads stdin.
+        config: Upstreams and toolsets; by default `perdure.toml` in the current folder.
+        mcp: NAME=URL or NAME=COMMAND of an MCP server whose tools it may use; may be given more than once.
+        upstream: The base URL of a model provider, instead of those of the configuration.
+        usd: The most that it may spend, in US dollars.
+        tokens: The most tokens that it may use.
+        calls: The most calls that it may make.
+        hold: What is beyond the budget waits until it is raised; else it is refused.
+        divergence: When a restarted program asks for something else than before: ask a human, send it, or stop.
+        kind: `agentcore` for a program that answers `/invocations` and `/ping`.
+        restarts: Restarts in a row, without a new call in between, after which the run fails.
+        cwd: The folder to start it in; by default this one.
+    """
+    from perdure.cli.hosting import Hosting, execute
+
+    asked = Hosting(
+        command=command, data=data, agent=agent, resume=resume, replay=replay, input=input, config=config,
+        mcp=mcp or (), upstream=upstream, usd=usd, tokens=tokens, calls=calls, hold=hold, divergence=divergence,
+        kind=kind, restarts=restarts, cwd=cwd,
+    )  # fmt: skip
+    return execute(asked, Out(json))

@@ -1,0 +1,291 @@
+"""``exec``: run an unmodified program as an agent that does not die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from perdure.agents import Agent, process
+from perdure.agents.program import Divergence, Kind
+from perdure.cli import views
+from perdure.cli.apps import value_of
+from perdure.cli.execute import _signals as signals
+from perdure.cli.output import Out
+from perdure.core import entries as e
+from perdure.core.actions import ActionState, Budget
+from perdure.core.errors import PerdureError, UsageError
+from perdure.core.models import Upstream
+from perdure.core.records import Status
+from perdure.ports import Toolset
+from perdure.runtime import RunHandle, Runtime
+from perdure.runtime.config import world_from
+from perdure.runtime.outside import World
+from perdure.runtime.replays import replay
+from perdure.runtime.secrets import LocalSecrets
+
+INTERRUPTED = 130
+MICROS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosting:
+    """What ``perdure exec`` was asked for."""
+
+    command: Sequence[str]
+    data: Path
+    agent: str = "program"
+    resume: str | None = None
+    replay: str | None = None
+    input: str | None = None
+    config: Path | None = None
+    mcp: Sequence[str] = ()
+    upstream: str | None = None
+    usd: str | None = None
+    tokens: int | None = None
+    calls: int | None = None
+    hold: bool = False
+    divergence: str = "ask"
+    kind: str = "command"
+    restarts: int = 3
+    cwd: Path | None = None
+
+
+def execute(asked: Hosting, out: Out) -> int:
+    """Start, resume or replay; the exit code."""
+    return asyncio.run(_execute(asked, out))
+
+
+async def _execute(asked: Hosting, out: Out) -> int:
+    world = _world(asked)
+    agent = _agent(asked, world)
+    with signals() as stop:
+        opened = Runtime.open(
+            asked.data,
+            agents=[agent],
+            upstreams=world.upstreams,
+            toolsets=world.toolsets,
+            secrets=world.secrets,
+        )
+        async with opened as runtime:
+            if asked.replay is not None:
+                return await _replay(runtime, asked.replay, out)
+            handle = await _handle(runtime, agent, asked)
+            if not out.json:
+                out.note(f"run {handle.id}" + (" goes on" if asked.resume else ""))
+            if await _follow(handle, out, stop):
+                return _report(runtime, handle, out, await handle.result())
+    out.note(
+        f"run {handle.id} is kept; go on with `perdure exec --resume {handle.id} --data {asked.data} -- ...`"
+    )
+    if out.json:
+        out.emit({"run": handle.id, "interrupted": True})
+    return INTERRUPTED
+
+
+async def _handle(runtime: Runtime, agent: Agent, asked: Hosting) -> RunHandle:
+    if asked.resume is None:
+        return await runtime.start(agent.name, value_of(asked.input), budget=budget_of(asked))
+    handle = runtime.run(asked.resume)
+    record = handle.record()
+    if record.agent != agent.name:
+        raise UsageError(f"run `{handle.id}` is one of agent `{record.agent}`; give `--agent {record.agent}`")
+    if record.status is Status.BLOCKED:
+        await runtime.resume(handle.id)
+    return handle
+
+
+async def _follow(handle: RunHandle, out: Out, stop: asyncio.Event) -> bool:
+    """Show the program's output and what befalls it, until the run ends or a signal comes; whether it ended."""
+    tasks = [
+        asyncio.ensure_future(_entries(handle, out)),
+        asyncio.ensure_future(stop.wait()),
+        asyncio.ensure_future(_output(handle, out)),
+    ]
+    try:
+        await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+        return tasks[0].done()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _output(handle: RunHandle, out: Out) -> None:
+    async for item in handle.live():
+        show(out, item.kind, item.data)
+
+
+def show(out: Out, kind: str, data: Any) -> None:
+    """One line of a program's output where it belongs."""
+    if out.json:
+        out.emit({kind: data})
+    elif kind == "stdout":
+        out.text(str(data))
+    elif kind == "stderr":
+        out.note(str(data))
+    else:
+        out.note(f"{kind}: {data}")
+
+
+async def _entries(handle: RunHandle, out: Out) -> None:
+    last = handle.record().seq
+    async for entry in handle.entries():
+        if out.json:
+            out.emit({"run": handle.id, "entry": views.entry_json(entry)})
+        elif entry.seq > last and (text := told(handle.id, entry)):
+            out.note(text)
+
+
+def told(run: str, entry: e.Entry) -> str:
+    """What a person should know of an entry while the program runs; empty for most."""
+    match entry:
+        case e.ProgramStarted(attempt=attempt) if attempt > 1:
+            return f"attempt {attempt} begins; what it asked for before is answered from the journal"
+        case e.ProgramExited(error=error):
+            return f"{error.message}\nthe program is started again"
+        case e.ProgramSuspended():
+            return "the program only waits for a decision, so it was stopped; it goes on when there is one"
+        case e.ActionDoubted(name=name, call=call):
+            return (
+                f"`{name}` was dispatched and did not answer: nobody knows whether it happened. Find out, then\n"
+                f"  perdure actions settle {run}/{call} happened|did-not-happen|retry"
+            )
+        case e.ActionHeld(name=name, call=call, reason=reason):
+            advice = f"perdure actions settle {run}/{call} live|fail"
+            return f"`{name}` is held ({reason.code}): {reason.message}\n  {advice}"
+        case _:
+            return ""
+
+
+def _report(runtime: Runtime, handle: RunHandle, out: Out, result: Any) -> int:
+    summary = summarised(runtime, handle.id)
+    if out.json:
+        out.emit({"run": handle.id, "result": result, **summary})
+        return 0
+    money = f"{summary['usd_micros'] / MICROS:.6f} USD" + (
+        " and an unknown part" if summary["unpriced"] else ""
+    )
+    out.note(
+        f"done: {summary['calls']} calls, {summary['served']} answered from the journal, {summary['tokens']} tokens, "
+        f"{money}; `perdure runs show {handle.id}`"
+    )
+    return 0
+
+
+def summarised(runtime: Runtime, run: str) -> dict[str, int]:
+    """Calls, answers from the journal, tokens and money of a run."""
+    account = runtime.actions.accounts(run)[0].spent
+    rows = runtime.actions.rows(run=run, limit=1_000_000)
+    return {
+        "calls": sum(row.state in (ActionState.SUCCEEDED, ActionState.FAILED) for row in rows),
+        "served": len(runtime.actions.served(run)),
+        "tokens": account.tokens,
+        "usd_micros": account.usd_micros,
+        "unpriced": account.unpriced,
+    }
+
+
+async def _replay(runtime: Runtime, run: str, out: Out) -> int:
+    ended, answered = await replay(runtime, run, lambda kind, data: show(out, kind, data))
+    result = msgspec.json.decode(ended.result) if ended.how == "result" else None
+    if out.json:
+        error = None if ended.error is None else msgspec.to_builtins(ended.error)
+        out.emit({"run": run, "replayed": answered, "result": result, "error": error})
+    else:
+        out.note(f"replayed: {answered} calls answered from the journal of {run}, none sent")
+        if ended.error is not None:
+            out.note(f"error[{ended.error.code}]: {ended.error.message}")
+    return 0 if ended.how == "result" else 1
+
+
+# -- what was asked for
+def _world(asked: Hosting) -> World:
+    secrets = LocalSecrets.default(asked.data)
+    world = world_from(asked.config, os.environ, secrets)
+    upstreams = list(world.upstreams)
+    if asked.upstream is not None:
+        base = asked.upstream.rstrip("/")
+        upstreams = [
+            Upstream(name="upstream", base_url=base, key=_key(secrets)),
+            Upstream(name="upstream-anthropic", base_url=base, wire="anthropic", key=_key(secrets)),
+        ]
+    toolsets = [*world.toolsets, *(_toolset(item) for item in asked.mcp)]
+    return World(upstreams=upstreams, toolsets=toolsets, secrets=secrets)
+
+
+def _key(secrets: LocalSecrets) -> str:
+    """The reference for ``--upstream``, if there is a secret of that name."""
+    try:
+        secrets.resolve("secret://upstream")
+    except PerdureError:
+        return ""
+    return "secret://upstream"
+
+
+def _toolset(text: str) -> Toolset:
+    from perdure.tools.mcp_client import McpToolset
+
+    name, equals, target = text.partition("=")
+    if not equals or not name or not target:
+        raise UsageError(
+            f"`--mcp {text}` must be NAME=URL or NAME=COMMAND, such as `--mcp files=http://127.0.0.1:9000/mcp`"
+        )
+    if target.startswith(("http://", "https://")):
+        return McpToolset(name, url=target)
+    return McpToolset(name, command=tuple(shlex.split(target)))
+
+
+def _agent(asked: Hosting, world: World) -> Agent:
+    """The definition: from the command line, or as it was given when the run was started."""
+    known = asked.data / "programs" / f"{asked.agent}.json"
+    command = list(asked.command)
+    if not command and (asked.resume or asked.replay) and known.is_file():
+        command = msgspec.json.decode(known.read_bytes(), type=list[str])
+    if not command:
+        raise UsageError(
+            "there is no command to run; give it after `--`, such as `perdure exec -- python agent.py`"
+        )
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_bytes(msgspec.json.encode(command))
+    cwd = asked.cwd if asked.cwd is not None else Path.cwd()
+    if asked.divergence not in ("ask", "live", "fail"):
+        raise UsageError(f"`--divergence` must be `ask`, `live` or `fail`, found `{asked.divergence}`")
+    return process(
+        asked.agent, command, tools=[item.name for item in world.toolsets], kind=cast(Kind, asked.kind),
+        divergence=cast(Divergence, asked.divergence), restarts_max=asked.restarts, cwd=str(cwd),
+    )  # fmt: skip
+
+
+def budget_of(asked: Hosting) -> Budget | None:
+    """The budget that the options set, if they set one."""
+    if asked.usd is None and asked.tokens is None and asked.calls is None:
+        return None
+    micros = None if asked.usd is None else usd_micros(asked.usd)
+    return Budget(
+        usd_micros=micros, tokens=asked.tokens, calls=asked.calls, exhausted="hold" if asked.hold else "fail"
+    )
+
+
+def usd_micros(text: str) -> int:
+    """Millionths of a dollar from decimal text, exactly.
+
+    Raises:
+        UsageError: it is no amount, negative, or has more than six decimals.
+    """
+    try:
+        micros = Decimal(text) * MICROS
+    except InvalidOperation as error:
+        raise UsageError(f"`{text}` is no amount of US dollars; expected a number such as 2.50") from error
+    if not micros.is_finite() or micros < 0 or micros != micros.to_integral_value():
+        raise UsageError(f"`{text}` is no amount of US dollars; expected up to six decimals, such as 2.50")
+    return int(micros)

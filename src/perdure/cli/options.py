@@ -1,0 +1,19 @@
+"""Options that many commands share, described once."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Data = Annotated[
+    Path,
+    Parameter(
+        name="--data",
+        help="The data directory (default: $PERDURE_DATA, else ./data).",
+        env_var="PERDURE_DATA",
+    ),
+]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON for programs, one object per line.")]
+Otel = Annotated[bool, Parameter(name="--otel", help="Send spans and counts to OpenTelemetry.")]
+After = Annotated[int, Parameter(name="--after", help="Begin after this entry.")]
+DATA = Path("data")
