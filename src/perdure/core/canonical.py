@@ -20,13 +20,12 @@ from perdure.core.errors import InputInvalidError
 INTEGER_MAX = 2**53 - 1  # larger ones are not the same number for every reader (RFC 7493)
 
 _encoder = msgspec.json.Encoder(order="sorted")
-# What msgspec and RFC 8785 may write differently. A hit that lies inside a string costs time, never correctness.
-#   a character beyond U+FFFF: as a key it sorts by UTF-16, not by code point
-#   a number that has an exponent, ends in `.0`, is below 1e-6, or has 16 digits before the point
-_DOUBTFUL = re.compile(
-    rb"[\xf0-\xf4]"
-    rb"|(?:^|[:,\[])-?[0-9]+(?:(?:\.[0-9]+)?e|\.0+(?:[,\]}]|$)|(?<=[:,\[\-]0)\.000000|(?<=[0-9]{16}))"
+# Numbers that msgspec and RFC 8785 may write differently: with an exponent, with `.0` at the end, below 1e-6, or with 16
+# digits before the point. A hit inside a string costs time, never correctness. It begins with a class so that `re` skips fast.
+_DOUBTFUL_NUMBER = re.compile(
+    rb"[:,\[]-?[0-9]+(?:(?:\.[0-9]+)?e|\.0+(?![0-9])|(?<=[:,\[\-]0)\.000000|(?<=[0-9]{16}))"
 )
+_BEYOND_BMP = re.compile(rb"[\xf0-\xf4]")  # such a key sorts by UTF-16, not by code point
 
 
 def canonical(value: Any, *, strict: bool = True) -> bytes:
@@ -46,14 +45,27 @@ def canonical(value: Any, *, strict: bool = True) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError):
         return _written(value, strict=strict)
     # msgspec writes NaN as `null`, so a strict reader has to look at the values.
-    if _DOUBTFUL.search(data) or (strict and b"null" in data):
-        return _written(value, strict=strict)
-    return data
+    is_doubtful = (
+        _DOUBTFUL_NUMBER.search(data)
+        or isinstance(value, int | float)
+        or (strict and b"null" in data)
+        or (not data.isascii() and _BEYOND_BMP.search(data) and _has_wide_key(value))
+    )
+    return _written(value, strict=strict) if is_doubtful else data
 
 
 def canonical_digest(value: Any, *, strict: bool = True) -> str:
     """SHA-256 of :func:`canonical`, 64 hexadecimal digits."""
     return hashlib.sha256(canonical(value, strict=strict)).hexdigest()
+
+
+def _has_wide_key(value: Any) -> bool:
+    """Whether a key may have a character beyond U+FFFF; emoji in texts are common, in keys they are not."""
+    if isinstance(value, dict):
+        return any(not key.isascii() or _has_wide_key(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return any(_has_wide_key(item) for item in value)
+    return not (value is None or isinstance(value, str | int | float))  # whatever it is, it may hold keys
 
 
 def _written(value: Any, *, strict: bool) -> bytes:

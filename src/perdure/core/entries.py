@@ -6,47 +6,25 @@ its meaning gets a new class, so that journals of every landed version still rep
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import msgspec
 
+from perdure.core.action_entries import ActionDecided as ActionDecided
+from perdure.core.action_entries import ActionDoubted as ActionDoubted
+from perdure.core.action_entries import ActionEnded as ActionEnded
+from perdure.core.action_entries import ActionHeld as ActionHeld
+from perdure.core.action_entries import ActionIntended as ActionIntended
+from perdure.core.action_entries import ProgramEnded as ProgramEnded
+from perdure.core.action_entries import ProgramExited as ProgramExited
+from perdure.core.action_entries import ProgramStarted as ProgramStarted
+from perdure.core.action_entries import ProgramSuspended as ProgramSuspended
+from perdure.core.action_entries import ToolsPinned as ToolsPinned
+from perdure.core.entry import CallEntry as CallEntry
+from perdure.core.entry import Entry as Entry
+from perdure.core.entry import Failure as Failure
+from perdure.core.entry import Wait as Wait
 from perdure.core.values import NULL, Payload
 
 JOURNAL_VERSION = 2  # written in RunStarted; raised when a class is added that older code cannot read
-
-
-class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why something failed: a stable code, the foreign type's name and its message."""
-
-    code: str
-    message: str
-    type: str = ""
-
-
-class Wait(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An open durable call of a parked run: what it waits for and until when (milliseconds of the epoch)."""
-
-    call: int
-    kind: str
-    name: str
-    digest: str = ""
-    due_ms: int | None = None
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True, tag_field="type"):
-    """One record of a journal at position ``seq`` (1, 2, 3 ...), written at ``at_ms``, never earlier than the last."""
-
-    seq: int
-    at_ms: int
-
-
-class CallEntry(Entry, frozen=True, kw_only=True):
-    """The end of durable call number ``call``, made with this ``name`` and input ``digest``."""
-
-    kind: ClassVar[str] = ""
-    call: int
-    name: str
-    digest: str = ""
 
 
 # -- the life of a run ---------------------------------------------------------------------------
@@ -238,100 +216,6 @@ class StateChanged(CallEntry, frozen=True, kw_only=True):
 
     kind = "state.set"
     value: Payload | None = None
-
-
-# -- actions ---------------------------------------------------------------------------------------
-class ActionIntended(CallEntry, frozen=True, kw_only=True):
-    """An action passed every gate and its budget is reserved; from here on it may have been dispatched."""
-
-    kind = "act"
-    what: Literal["tool", "model"]
-    request: Payload
-    recovery: str
-    effect: str
-    endpoint: str = ""
-    attempt: int = 0
-
-
-class ActionHeld(CallEntry, frozen=True, kw_only=True):
-    """An action waits for a decision; nothing was sent."""
-
-    kind = "act"
-    what: Literal["tool", "model"]
-    request: Payload
-    recovery: str
-    effect: str
-    reason: Failure
-    endpoint: str = ""
-    attempt: int = 0
-
-
-class ActionDoubted(CallEntry, frozen=True, kw_only=True):
-    """Whether a dispatched action happened is not known; it waits for a probe or a human."""
-
-    kind = "act"
-    error: Failure
-
-
-class ActionDecided(CallEntry, frozen=True, kw_only=True):
-    """A human or a probe decided about a held or doubtful action that goes on (the others end at once)."""
-
-    kind = "act"
-    decision: str
-    by: str
-
-
-class ActionEnded(CallEntry, frozen=True, kw_only=True):
-    """The outcome of an action. ``state`` is ``succeeded``, ``failed``, ``lost`` or ``refused``."""
-
-    kind = "act"
-    state: str
-    result: Payload | None = None
-    error: Failure | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    usd_micros: int | None = None
-    upstream: str = ""
-    decided_by: str = ""
-
-
-class ToolsPinned(Entry, frozen=True, kw_only=True):
-    """The tools that the run began with, as digests by name; one that changes is refused from here on."""
-
-    digests: dict[str, str]
-
-
-# -- hosted programs -------------------------------------------------------------------------------
-class ProgramStarted(CallEntry, frozen=True, kw_only=True):
-    """Attempt ``attempt`` of a hosted program was started."""
-
-    kind = "program"
-    attempt: int
-
-
-class ProgramExited(CallEntry, frozen=True, kw_only=True):
-    """An attempt ended without a result; the next one begins at ``due_ms``."""
-
-    kind = "program"
-    attempt: int
-    error: Failure
-    due_ms: int
-
-
-class ProgramSuspended(CallEntry, frozen=True, kw_only=True):
-    """A program that only waited for a decision was stopped; it is started again when there is one."""
-
-    kind = "program"
-    attempt: int
-
-
-class ProgramEnded(CallEntry, frozen=True, kw_only=True):
-    """A hosted program ended for good, with a result or an error."""
-
-    kind = "program"
-    attempt: int
-    result: Payload | None = None
-    error: Failure | None = None
 
 
 class PatchApplied(Entry, frozen=True, kw_only=True):

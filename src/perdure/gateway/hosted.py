@@ -8,51 +8,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from perdure.core import entries as e
-from perdure.core.actions import ActionRecord, ActionState, Level, Served, Spend, What
+from perdure.core.actions import ActionState, Served, Spend, What
 from perdure.core.errors import DivergedError, ModelUnknownError, PerdureError, RunEndedError
 from perdure.core.tools import ToolOutput, ToolSpec
 from perdure.core.values import digest
 from perdure.gateway import ledger
 from perdure.gateway.catalogue import Catalogue, check_pin, digests
+from perdure.gateway.frontier import Claim, Frontier, Known
 from perdure.gateway.gateway import Gateway, lost
 from perdure.gateway.outputs import read_exchange, read_kept
 from perdure.gateway.seat import Act, HostedSeat, Outcome
 from perdure.gateway.tee import Tee
 from perdure.gateway.wire import read_request
-from perdure.kernel.identity import Identity, Rows, difference, identify_model, identify_tool
+from perdure.kernel.identity import Identity, difference, identify_model, identify_tool
 from perdure.ports import Tool
 
 S = ActionState
 PATIENCE_S = 1.0  # how long rows may be left alone before a call beside them counts as a divergence
 Divergence = Literal["fail", "live", "ask"]
 Progress = Callable[[float, float | None, str], None]
-
-
-@dataclass(slots=True)
-class Claim:
-    """The row that a request got, and how: from the journal, attached to one under way, or new."""
-
-    call: int
-    level: Level
-
-
-@dataclass(slots=True)
-class Known:
-    """What an attempt knows of a row."""
-
-    what: What
-    state: ActionState
-    identity: Identity
-    end_seq: int | None = None
-    intent_seq: int = 0
-    tee: Tee | None = None  # while its answer is arriving
-    is_abandoned: bool = False  # its reader went away before it had everything
 
 
 class Attempt:
@@ -87,22 +66,7 @@ class Attempt:
         self.waiting = 0  # requests that only a decision can end
         self.working = 0  # other requests under way
         self.changed = asyncio.Event()
-        self.consumed = 0  # rows that answered this attempt
-        self._known: dict[int, Known] = {}
-        self._rows: dict[What, Rows] = {"model": Rows(), "tool": Rows()}
-        for row in seat.ledger():
-            self._learn(row, before._known.get(row.call) if before else None)
-
-    def _learn(self, row: ActionRecord, old: Known | None) -> None:
-        """Take in a row of an earlier attempt."""
-        if not (row.state.is_fact or row.state.is_open):
-            return
-        tee = old.tee if old is not None and old.tee is not None and not old.tee.is_over else None
-        if row.what == "model" and row.state is S.INTENDED and tee is None:
-            return  # its gateway died: the engine marks it as lost
-        identity = Identity(exact=row.exact, masked=row.masked, causal=row.causal, ordinal=row.ordinal)
-        self._known[row.call] = Known(row.what, row.state, identity, row.end_seq, row.intent_seq, tee)
-        self._rows[row.what].add(row.call, identity)
+        self._frontier = Frontier(seat.ledger(), before._frontier if before else None)
 
     # -- models
     async def model(
@@ -143,7 +107,7 @@ class Attempt:
         return tee, Claim(act.call, "live")
 
     async def _recorded_model(self, claim: Claim) -> Tee:
-        known = self._known[claim.call]
+        known = self._frontier.known(claim.call)
         self._note(claim)
         if known.tee is not None and known.tee.error is None:
             return known.tee
@@ -255,7 +219,7 @@ class Attempt:
     async def _outcome(self, claim: Claim) -> ToolOutput:
         """Wait for the end of a row, however long a decision takes."""
         entry = await self._entry_of(claim)
-        self._known[claim.call].is_abandoned = False
+        self._frontier.known(claim.call).is_abandoned = False
         if not isinstance(entry, e.ActionEnded):
             raise RunEndedError(f"run `{self.seat.run_id}` was stopped")
         if entry.error is not None:
@@ -264,32 +228,25 @@ class Attempt:
 
     async def _entry_of(self, claim: Claim) -> e.Entry:
         """The end of a row, waiting for it if need be."""
-        known = self._known[claim.call]
+        known = self._frontier.known(claim.call)
         if known.end_seq is not None:
             return self.seat.entry(known.end_seq)
-        stuck = known.state in (S.UNKNOWN, S.HELD)
-        self._wait(1 if stuck else 0)
+        is_stuck = False
+
+        def tell(state: ActionState) -> None:
+            nonlocal is_stuck
+            known.state = state
+            if is_stuck is not (state in (S.UNKNOWN, S.HELD)):
+                is_stuck = not is_stuck
+                self._wait(1 if is_stuck else -1)
+
         try:
-            entry = await self.seat.ended(claim.call, self._on_doubt(known, stuck=stuck))
+            entry = await self.seat.ended(claim.call, tell)
         finally:
-            if known.state in (S.UNKNOWN, S.HELD):
+            if is_stuck:
                 self._wait(-1)
         self._settled(known, entry)
         return entry
-
-    def _on_doubt(self, known: Known, *, stuck: bool) -> Callable[[ActionState], None]:
-        """Called when the row changes its state before its end."""
-        was = stuck
-
-        def tell(state: ActionState) -> None:
-            nonlocal was
-            known.state = state
-            now = state in (S.UNKNOWN, S.HELD)
-            if now is not was:
-                self._wait(1 if now else -1)
-                was = now
-
-        return tell
 
     def _settled(self, known: Known, entry: e.CallEntry) -> None:
         if isinstance(entry, e.ActionEnded):
@@ -298,34 +255,15 @@ class Attempt:
 
     # -- rows
     def _claim(self, what: What, identity: Identity, *, is_retry: bool) -> Claim | None:
-        """The row that answers a call. Nothing is awaited between the match and the mark, so no two calls get one row."""
         self.changed.set()
-        rows = self._rows[what]
-        found = rows.match(identity)
-        if found is not None:
-            call, level = found
-            rows.consume(call)
-            self.consumed += 1
-            return Claim(call, level)
-        for call, known in reversed(self._known.items()):
-            if known.what == what and known.identity.exact == identity.exact:
-                under_way = known.tee is not None and known.tee.error is None and not known.tee.is_over
-                if known.is_abandoned or (is_retry and (under_way or known.state.is_fact)):
-                    known.is_abandoned = False
-                    return Claim(call, "retry")
-        return None
+        return self._frontier.claim(what, identity, is_retry=is_retry)
 
     def _adopt(self, act: Act) -> Known:
         """Make a new row, consumed by this attempt."""
-        call = act.call = self.seat.adopt(act)
-        identity = act.identity
-        if identity is None:
+        if act.identity is None:
             raise RunEndedError("a call of a hosted program has no identity")
-        known = self._known[call] = Known(act.what, S.INTENDED, identity)
-        rows = self._rows[act.what]
-        rows.add(call, identity)
-        rows.consume(call)
-        return known
+        act.call = self.seat.adopt(act)
+        return self._frontier.adopt(act.call, act.what, act.identity)
 
     def _note(self, claim: Claim) -> None:
         served = Served(
@@ -345,20 +283,22 @@ class Attempt:
         """
         if self.divergence == "live":
             return None
-        while left := [call for call in self._rows[what].left() if self._known[call].state.is_fact]:
+        while left := self._frontier.left(what):
             seen = self.consumed
             await asyncio.sleep(PATIENCE_S)
             if seen == self.consumed:
                 break
         if not left:
             return None
-        known = self._known[left[0]]
+        known = self._frontier.known(left[0])
         intent = self.seat.entry(known.intent_seq)
         lines: list[str] = []
+        name = ""
         if isinstance(intent, e.ActionIntended | e.ActionHeld):
+            name = intent.name
             lines = difference(msgspec.json.decode(self.seat.bytes_of(intent.request)), asked)
         message = (
-            f"the restarted program asks for something else than before: row {left[0]} ({intent.name}) of run "
+            f"the restarted program asks for something else than before: row {left[0]} ({name}) of run "
             f"`{self.seat.run_id}` and {len(left) - 1} more were not asked for yet; " + "; ".join(lines)
         )
         if self.divergence == "fail":
@@ -391,7 +331,7 @@ class Attempt:
     def _drop(self, act: Act, known: Known, entry: e.CallEntry) -> None:
         """It was refused: no fact, and a later attempt may ask again."""
         self._settled(known, entry)
-        self._rows[act.what].remove(act.call)
+        self._frontier.remove(act.what, act.call)
         if known.tee is not None and isinstance(entry, e.ActionEnded) and entry.error is not None:
             error = ledger.raised(entry.error)
             if isinstance(error, PerdureError):
@@ -408,14 +348,17 @@ class Attempt:
         if isinstance(entry, e.ActionDoubted):
             known.state = S.UNKNOWN
         elif known.state is S.LOST:
-            self._rows[act.what].remove(act.call)
+            self._frontier.remove(act.what, act.call)
 
     # -- coming to rest
     def abandon(self, claim: Claim) -> None:
         """The reader of a row went away before it had everything: the same request again attaches to it."""
-        known = self._known.get(claim.call)
-        if known is not None:
-            known.is_abandoned = True
+        self._frontier.known(claim.call).is_abandoned = True
+
+    @property
+    def consumed(self) -> int:
+        """How many calls were answered from the journal so far."""
+        return self._frontier.consumed
 
     def _check(self) -> None:
         if self.is_over:
