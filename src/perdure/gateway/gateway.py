@@ -39,7 +39,7 @@ S = ActionState
 OUTPUT_TOKENS_ASSUMED = 4_096  # reserved for an answer where the request sets no limit
 BYTES_PER_TOKEN = 3  # on the safe side: text has about four bytes a token
 REPEATS_MAX = 2  # how often a pure or idempotent tool is sent again, under its key, when no answer came
-Emit = Callable[[bytes], None]
+Emit = Callable[[bytes, bool], None]  # a chunk, and whether it (or one before) ends the answer
 
 
 class Gateway:
@@ -239,7 +239,7 @@ class Gateway:
         async for chunk in answer.chunks:
             reader.feed(chunk)
             chunks.append(chunk)
-            emit(chunk)
+            emit(chunk, reader.is_finishing)
         facts = reader.end()
         body = b"".join(chunks)
         stored, _ = self.redactor.clean(body)
@@ -284,7 +284,7 @@ class Gateway:
         """One model request without a reader: the outcome, or ``lost``."""
         try:
             async with self.ask_model(act, seat.run_id) as answer:
-                return await self.drain(act, answer, lambda _: None, seat.now_ms())
+                return await self.drain(act, answer, lambda *_: None, seat.now_ms())
         except PerdureError as error:
             return lost(error)
 

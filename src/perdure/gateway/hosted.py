@@ -25,7 +25,7 @@ from perdure.gateway.outputs import read_exchange, read_kept
 from perdure.gateway.seat import Act, HostedSeat, Outcome
 from perdure.gateway.tee import Tee
 from perdure.gateway.wire import read_request
-from perdure.kernel.identity import Identity, difference, identify_model, identify_tool
+from perdure.kernel.identity import VOLATILE, Identity, difference, identify_model, identify_tool
 from perdure.ports import Tool
 
 S = ActionState
@@ -66,7 +66,7 @@ class Attempt:
         self.waiting = 0  # requests that only a decision can end
         self.working = 0  # other requests under way
         self.changed = asyncio.Event()
-        self._frontier = Frontier(seat.ledger(), before._frontier if before else None)
+        self._frontier: Frontier = Frontier(seat.ledger(), before._frontier if before else None)
 
     # -- models
     async def model(
@@ -120,7 +120,7 @@ class Attempt:
             )
         told = read_exchange(self.seat.bytes_of(entry.result))
         tee.head(told.status, told.content_type, (("x-perdure-replayed", claim.level),))
-        tee.feed(told.body)
+        tee.feed(told.body, True)
         tee.end()
         return tee
 
@@ -296,7 +296,9 @@ class Attempt:
         name = ""
         if isinstance(intent, e.ActionIntended | e.ActionHeld):
             name = intent.name
-            lines = difference(msgspec.json.decode(self.seat.bytes_of(intent.request)), asked)
+            lines = difference(
+                msgspec.json.decode(self.seat.bytes_of(intent.request)), asked, ignore=VOLATILE
+            )
         message = (
             f"the restarted program asks for something else than before: row {left[0]} ({name}) of run "
             f"`{self.seat.run_id}` and {len(left) - 1} more were not asked for yet; " + "; ".join(lines)

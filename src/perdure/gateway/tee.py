@@ -7,10 +7,6 @@ from collections.abc import AsyncIterator
 
 from perdure.core.errors import PerdureError
 
-# What ends an answer on the wire. It is handed on only when the outcome is durable, so that a program never acts on an
-# answer that a crash could take back.
-TERMINALS = (b"[DONE]", b"message_stop", b"response.completed", b"response.incomplete", b"response.failed")
-
 
 class Tee:
     """The body of an answer while it arrives."""
@@ -33,15 +29,14 @@ class Tee:
         self._has_head = True
         self._tell()
 
-    def feed(self, chunk: bytes) -> None:
-        """A chunk has arrived. Whole documents and the end of a stream wait for :meth:`end`."""
+    def feed(self, chunk: bytes, is_finishing: bool) -> None:  # noqa: FBT001 - the second half of a pair
+        """A chunk has arrived.
+
+        Documents, and what ends a stream, wait for :meth:`end`, so that a program never acts on an answer that a crash
+        could take back.
+        """
         self._chunks.append(chunk)
-        is_stream = "event-stream" in self.content_type
-        if (
-            is_stream
-            and self._released == len(self._chunks) - 1
-            and not any(mark in chunk for mark in TERMINALS)
-        ):
+        if "event-stream" in self.content_type and not is_finishing:
             self._released += 1
             self._tell()
 

@@ -1,0 +1,140 @@
+"""Money from tokens: what a model request cost, and what it may cost, in millionths of a US dollar, always rounded up.
+
+A configured price comes first, then the table of ``genai-prices``, which is read from the installed package: nothing
+here asks a network. What is not known is ``None`` and never zero, so that a budget of money can refuse it.
+"""
+
+from __future__ import annotations
+
+import functools
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from math import ceil
+
+from perdure.core.errors import DefinitionError
+from perdure.core.models import Price, Usage
+
+PRICE_USD_MAX = (
+    1_000_000  # for a million tokens; a hundred times the dearest model, so more is a slip of the pen
+)
+PRICE_TEXT_MAX = 32  # characters; keeps the exact arithmetic small
+# A configured price has no field for writing a provider's prompt cache, which costs up to twice the input (Anthropic's
+# hour-long cache does): the most is charged, so that a budget holds. The table knows the exact price.
+CACHE_WRITE_FACTOR = 2
+
+
+def cost_usd_micros(model: str, usage: Usage, price: Price | None, at_ms: int) -> int | None:
+    """What a request cost, rounded up; ``None`` when a price or a count that it needs is not known.
+
+    Args:
+        model: as the upstream calls it; looked up in the table unless there is a configured price.
+        usage: what the upstream counted.
+        price: the configured one, if any. Cached input without a price of its own is charged as input.
+        at_ms: when, because prices change.
+
+    Raises:
+        DefinitionError: the configured price is not a decimal number.
+    """
+    if price is not None:
+        return _configured(usage, price)
+    return _from_table(model, usage, at_ms)
+
+
+def estimate_usd_micros(
+    model: str, input_tokens: int, output_tokens: int, price: Price | None, at_ms: int
+) -> int | None:
+    """What a request of so many tokens would cost with nothing cached, rounded up; ``None`` when that is not known."""
+    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+    return cost_usd_micros(model, usage, price, at_ms)
+
+
+def check_price(price: Price) -> None:
+    """Make sure that a configured price can be computed with.
+
+    Raises:
+        DefinitionError: a field is not a decimal number, negative, or absurdly large.
+    """
+    for text in (price.input, price.output, price.cached_input):
+        if text is not None:
+            _per_token(text)
+
+
+def load_table() -> None:
+    """Read the table now: half a second on a small machine, which is better spent in a thread at start."""
+    _table_cost("gpt-4o", Usage(input_tokens=0, output_tokens=0), 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _per_token(text: str) -> Fraction:
+    """Dollars for a million tokens are millionths of a dollar for one token: no factor is needed."""
+    try:
+        amount = Decimal(text) if len(text) <= PRICE_TEXT_MAX else None
+    except InvalidOperation:
+        amount = None
+    if amount is None or not amount.is_finite() or not 0 <= amount <= PRICE_USD_MAX:
+        message = (
+            f"a price is `{text:.40}`; expected US dollars for a million tokens as a decimal number from 0 to "
+            f'{PRICE_USD_MAX}, such as `"2.50"`'
+        )
+        raise DefinitionError(message, price=text)
+    return Fraction(amount)
+
+
+def _configured(usage: Usage, price: Price) -> int | None:
+    cached = usage.cached_input_tokens or 0
+    written = usage.cache_write_tokens or 0
+    plain = None if usage.input_tokens is None else max(0, usage.input_tokens - cached - written)
+    cached_price = price.input if price.cached_input is None else price.cached_input
+    parts = (
+        _part(plain, price.input),
+        _part(cached, cached_price),
+        _part(written * CACHE_WRITE_FACTOR, price.input),
+        _part(usage.output_tokens, price.output),
+    )
+    total = Fraction(0)
+    for part in parts:
+        if part is None:
+            return None
+        total += part
+    return ceil(total)
+
+
+def _part(count: int | None, price: str | None) -> Fraction | None:
+    """Nothing of something unpriced is free, and so is an unknown number of something that is free."""
+    if count == 0:
+        return Fraction(0)
+    per_token = None if price is None else _per_token(price)
+    if count is None or per_token is None:
+        return Fraction(0) if per_token == 0 else None
+    return count * per_token
+
+
+def _from_table(model: str, usage: Usage, at_ms: int) -> int | None:
+    if not model or usage.input_tokens is None or usage.output_tokens is None:
+        return None
+    return _table_cost(model, usage, at_ms)
+
+
+def _table_cost(model: str, usage: Usage, at_ms: int) -> int | None:
+    # Imported when it is first needed: the table and its library take a third of a second, and most commands of the
+    # command line never price anything.
+    from genai_prices import Usage as Counts
+    from genai_prices import calc_price
+
+    counts = Counts(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cached_input_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+    )
+    at = datetime.fromtimestamp(at_ms / 1000, UTC)
+    try:
+        found = calc_price(counts, model, genai_request_timestamp=at)
+    except (LookupError, ValueError):  # nobody is known to offer it, or the counts contradict each other
+        return None
+    if usage.input_tokens and found.model_price.input_mtok is None:
+        return None
+    if usage.output_tokens and found.model_price.output_mtok is None:
+        return None
+    return ceil(found.total_price * 1_000_000)

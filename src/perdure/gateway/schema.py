@@ -1,0 +1,6 @@
+"""STUB until the real module lands."""
+
+
+class ArgumentSchema:
+    def __init__(self, parameters): ...
+    def check(self, arguments, tool): ...

@@ -1,0 +1,1 @@
+"""The gateway: identity of calls, wire formats, and every path through it."""
