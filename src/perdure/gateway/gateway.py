@@ -32,6 +32,7 @@ from perdure.gateway.redact import Redactor
 from perdure.gateway.schema import ArgumentSchema
 from perdure.gateway.seat import Act, Outcome, Seat
 from perdure.gateway.wire import AnswerReader, RequestFacts
+from perdure.gateway.wire.usage import without_usage
 from perdure.kernel.actions import in_doubt
 from perdure.ports import Answer, NullTelemetry, Probe, Telemetry, Tool, Upstreams
 
@@ -221,7 +222,7 @@ class Gateway:
         request = ModelRequest(
             endpoint=act.endpoint,
             model=act.name,
-            body=act.request,
+            body=act.metered or act.request,
             headers=act.headers,
             key=f"{run_id}/{act.call}",
         )
@@ -236,11 +237,19 @@ class Gateway:
         """
         reader = AnswerReader(act.endpoint, answer.content_type)
         chunks: list[bytes] = []
+        tail: list[bytes] = []
         async for chunk in answer.chunks:
             reader.feed(chunk)
-            chunks.append(chunk)
-            emit(chunk, reader.is_finishing)
+            if reader.is_finishing:
+                tail.append(chunk)
+            else:
+                chunks.append(chunk)
+                emit(chunk, False)  # noqa: FBT003 - a pair
         facts = reader.end()
+        if tail:
+            end = b"".join(tail)
+            chunks.append(without_usage(end) if act.metered else end)
+            emit(chunks[-1], True)  # noqa: FBT003
         body = b"".join(chunks)
         stored, _ = self.redactor.clean(body)
         result = exchange(answer.status, answer.content_type, stored)

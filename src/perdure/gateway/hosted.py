@@ -25,6 +25,7 @@ from perdure.gateway.outputs import read_exchange, read_kept
 from perdure.gateway.seat import Act, HostedSeat, Outcome
 from perdure.gateway.tee import Tee
 from perdure.gateway.wire import read_request
+from perdure.gateway.wire.usage import asking_for_usage
 from perdure.kernel.identity import VOLATILE, Identity, difference, identify_model, identify_tool
 from perdure.ports import Tool
 
@@ -99,6 +100,7 @@ class Attempt:
             attempt=self.number,
             identity=identity,
             headers=headers,
+            metered=asking_for_usage(endpoint, body, facts.data) or b"",
         )
         hold = await self._diverged("model", facts.data)
         known = self._adopt(act)
@@ -120,7 +122,7 @@ class Attempt:
             )
         told = read_exchange(self.seat.bytes_of(entry.result))
         tee.head(told.status, told.content_type, (("x-perdure-replayed", claim.level),))
-        tee.feed(told.body, True)
+        tee.feed(told.body, True)  # noqa: FBT003 - a pair
         tee.end()
         return tee
 

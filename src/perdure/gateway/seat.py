@@ -117,6 +117,7 @@ class Act:
     attempt: int = 0
     identity: Identity | None = None
     headers: tuple[tuple[str, str], ...] = field(default=())
+    metered: bytes = b""  # the request as it is sent where the client did not ask for the usage
     stored: bytes = b""  # the request as it is kept, without secrets
 
 

@@ -22,11 +22,11 @@ from perdure.core.errors import UnavailableError
 from perdure.core.values import too_large
 from perdure.gateway.hosted import Attempt
 from perdure.hosting.endpoints import Endpoints
-from perdure.hosting.mcp_face import mcp_face
+from perdure.hosting.mcp_face import McpFace
 from perdure.hosting.process import Launch, Process, reap
 from perdure.hosting.tokens import Tokens
 from perdure.hosting.workspace import Workspace
-from perdure.ports import Entropy
+from perdure.ports import Clock, Entropy
 
 STOP_MS = 5_000  # how long a program may take to end after SIGTERM
 HOST = "127.0.0.1"
@@ -46,16 +46,26 @@ class LocalPrograms:
 
     Args:
         folder: where workspaces are made.
+        clock: the time of day.
         entropy: makes tokens.
         environment: what programs inherit (no secrets).
         result_bytes_max: the largest result.
     """
 
     def __init__(
-        self, folder: Path, *, entropy: Entropy, environment: Mapping[str, str], result_bytes_max: int
+        self,
+        folder: Path,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        environment: Mapping[str, str],
+        result_bytes_max: int,
     ) -> None:
         self._folder = folder
+        self._clock = clock
+        self._entropy = entropy
         self._tokens = Tokens(entropy)
+        self._mcp: McpFace | None = None
         self._environment = dict(environment)
         self._result_bytes_max = result_bytes_max
         self._serving: asyncio.Task[None] | None = None
@@ -73,8 +83,10 @@ class LocalPrograms:
 
     async def _serve(self) -> None:
         endpoints = Endpoints(self._tokens)
-        endpoints.mount("/mcp", mcp_face(endpoints.find))
-        bound = socket.socket()
+        self._mcp = McpFace(endpoints.find, self._clock, self._entropy)
+        endpoints.serve_at("/mcp", self._mcp)
+        # The protocol is named so that asyncio sets TCP_NODELAY on what it accepts: without it each answer waits for an ACK.
+        bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((HOST, 0))
         self._port = bound.getsockname()[1]
@@ -93,6 +105,8 @@ class LocalPrograms:
 
     async def close(self) -> None:
         """Stop serving."""
+        if self._mcp is not None:
+            await self._mcp.close()
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             self._server.force_exit = True

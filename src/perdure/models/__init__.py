@@ -1,1 +1,1 @@
-"""Model agents on Pydantic AI: every model request and tool call is a durable call (needs ``perdure[pydantic-ai]``)."""
+"""Models: the upstreams that answer model requests, and model agents on Pydantic AI (needs ``perdure[pydantic-ai]``)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from perdure.engines.embedded.acts import Outside
 from perdure.gateway.catalogue import Catalogue, Toolbox
 from perdure.gateway.gateway import Gateway
 from perdure.ports import Secrets, Telemetry, Tool, Toolset
-from perdure.runtime.system import SystemEntropy
+from perdure.runtime.system import SystemClock, SystemEntropy
 
 PROGRAMS = "programs"  # the folder of workspaces, in the data directory
 
@@ -51,11 +52,14 @@ async def reach(
     Raises:
         DefinitionError: an agent's charter names a toolset that is not there, or a configuration cannot work.
     """
+    from perdure.gateway.prices import load_table
     from perdure.gateway.redact import Redactor
     from perdure.models.upstreams import ConfiguredUpstreams
     from perdure.runtime.secrets import LocalSecrets, environment_without
 
     secrets = world.secrets or LocalSecrets.default(folder)
+    if world.upstreams:
+        await asyncio.to_thread(load_table)  # half a second, once a process: not while a call waits
     toolbox = Toolbox(world.toolsets)
     catalogues = {name: catalogue_of(agent, toolbox) for name, agent in agents.items()}
     upstreams = ConfiguredUpstreams(world.upstreams, secrets)
@@ -71,6 +75,7 @@ async def reach(
 
         programs = LocalPrograms(
             folder / PROGRAMS,
+            clock=SystemClock(),
             entropy=SystemEntropy(),
             environment=environment_without(os.environ),
             result_bytes_max=settings.payload_bytes_max,
