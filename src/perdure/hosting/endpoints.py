@@ -8,7 +8,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perdure.core.errors import (
@@ -21,7 +21,8 @@ from perdure.core.errors import (
     UsageError,
 )
 from perdure.core.models import ModelRequest
-from perdure.gateway.hosted import Attempt, Claim
+from perdure.gateway.frontier import Claim
+from perdure.gateway.hosted import Attempt
 from perdure.gateway.tee import Tee
 from perdure.gateway.wire import error_body, read_request
 from perdure.hosting.tokens import Tokens
@@ -43,7 +44,7 @@ STATUSES: tuple[tuple[type[PerdureError], int], ...] = (
 
 
 class Endpoints:
-    """An ASGI application: ``/v1/...`` for models, and what else is mounted (``/mcp``).
+    """An ASGI application: ``/v1/...`` for models, and what else is served at a path of its own (``/mcp``).
 
     Args:
         tokens: the attempts that are under way.
@@ -61,9 +62,9 @@ class Endpoints:
         ]
         self._app = Starlette(routes=routes)
 
-    def mount(self, path: str, app: ASGIApp) -> None:
-        """Serve something else under ``path``."""
-        self._app.router.routes.append(Mount(path, app=app))
+    def serve_at(self, path: str, app: ASGIApp) -> None:
+        """Serve something else at ``path``."""
+        self._app.router.routes.append(Route(path, app))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; a foreign ``Host`` (a page that rebinds its name to this machine) gets nothing."""

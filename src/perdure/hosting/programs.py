@@ -119,8 +119,7 @@ class LocalPrograms:
         """Run one attempt to its end (see the port)."""
         port = await self.port()
         run = attempt.seat.run_id
-        await asyncio.to_thread(reap, self._folder, run)
-        workspace = await asyncio.to_thread(Workspace.make, self._folder, run, attempt.number)
+        workspace = await asyncio.to_thread(_fresh, self._folder, run, attempt.number)
         token = self._tokens.issue(attempt)
         try:
             launch = self._launch(program, workspace, attempt, token, port, given)
@@ -196,7 +195,7 @@ class LocalPrograms:
                 f": {exit_.output_tail[-TAIL_SHOWN:]}" if exit_.output_tail else ""
             )
             return Ended("failed", error=Failure(code="program-failed", message=text))
-        result = await asyncio.to_thread(workspace.result, exit_)
+        result = await asyncio.to_thread(workspace.result, exit_.last_line)
         if len(result) > self._result_bytes_max:
             raise too_large(len(result), self._result_bytes_max)
         return Ended("result", result=result)
@@ -225,6 +224,12 @@ class LocalPrograms:
 
 
 TAIL_SHOWN = 2_000  # characters of a failed program's last output in its error
+
+
+def _fresh(folder: Path, run: str, attempt: int) -> Workspace:
+    """A workspace for an attempt; what is left of the attempt before is killed and removed first."""
+    reap(Workspace.folder(folder, run))
+    return Workspace.make(folder, run, attempt)
 
 
 @contextlib.asynccontextmanager
