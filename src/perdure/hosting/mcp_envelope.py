@@ -133,6 +133,11 @@ def has_tasks(capabilities: Mapping[str, Any]) -> bool:
     return isinstance(extensions, dict) and TASKS in extensions
 
 
+def with_headers(specs: Sequence[ToolSpec]) -> Sequence[ToolSpec]:
+    """The tools of whose arguments some are repeated in headers."""
+    return [spec for spec in specs if "x-mcp-header" in str(spec.parameters)]
+
+
 def check_parameters(
     specs: Sequence[ToolSpec], name: str, arguments: Mapping[str, Any], headers: Headers
 ) -> None:
@@ -142,7 +147,7 @@ def check_parameters(
         Fault: they differ.
     """
     schema = next((spec.parameters for spec in specs if spec.name == name), None)
-    if schema is None or "x-mcp-header" not in str(schema):
+    if schema is None:
         return
     # Imported here: the SDK takes a second to load and few tools have such schemas.
     from mcp.shared.inbound import validate_mcp_param_headers

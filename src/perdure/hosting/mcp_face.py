@@ -11,6 +11,7 @@ import importlib.metadata
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from perdure.core.errors import PerdureError, TokenRefusedError
+from perdure.core.tools import ToolSpec
 from perdure.hosting import mcp_envelope as envelope
 from perdure.hosting import mcp_guard as guard
 from perdure.hosting import mcp_wire as wire
@@ -60,6 +62,7 @@ class McpFace:
         self._task_after_ms = task_after_ms
         self._server = {"name": "perdure", "version": importlib.metadata.version("perdure")}
         self.calls = Calls(clock, entropy)
+        self._with_headers: WeakKeyDictionary[Caller, Sequence[ToolSpec]] = WeakKeyDictionary()
         self._handshake: dict[str, _Handler] = {
             "initialize": self._initialize,
             "ping": self._ping,
@@ -186,8 +189,8 @@ class McpFace:
         if not isinstance(name, str) or not isinstance(arguments, dict | None):
             raise Fault(wire.INVALID_PARAMS, "expected `name`, a string, and `arguments`, an object")
         arguments = arguments or {}
-        if any(header.startswith("mcp-param-") for header in ask.headers):
-            envelope.check_parameters(await ask.caller.specs(), name, arguments, ask.headers)
+        if ask.is_modern and arguments:
+            envelope.check_parameters(await self._headed(ask.caller), name, arguments, ask.headers)
         meta = envelope.meta_of(ask.params)
         trace = wire.trace_of(meta, ask.headers)
         within = self._trace(trace) if self._trace is not None and trace else None
@@ -202,6 +205,17 @@ class McpFace:
             return guard.json_answer(wire.reply(ask.number, {"task": task.shown(is_modern=False)}))
         token = meta.get("progressToken")
         return await self._deliver(ask, call, lambda: call.outcome, token if wire.is_id(token) else None)
+
+    async def _headed(self, caller: Caller) -> Sequence[ToolSpec]:
+        """The tools whose arguments are repeated in headers; a run's catalogue is pinned, so it is asked once."""
+        found = self._with_headers.get(caller)
+        if found is None:
+            try:
+                specs = await caller.specs()
+            except PerdureError:
+                return ()  # the use itself says what is wrong
+            found = self._with_headers[caller] = envelope.with_headers(specs)
+        return found
 
     async def _deliver(self, ask: _Ask, call: Call, outcome: _Outcome, token: str | int | None) -> Response:
         """Answer with the outcome of a call: at once if it ends soon, else as a stream with its progress."""

@@ -21,6 +21,8 @@ LINE_BYTES_MAX = 64 * 1024  # a longer line is shown in pieces
 TAIL_CHARACTERS = 16 * 1024  # of the last output, for error messages
 LOG_BYTES_MAX = 16 * 1024 * 1024  # of output kept on disk for one attempt
 READ_BYTES = 64 * 1024
+KILL_MS = 2_000  # the kernel needs no longer to end what was killed
+LOOK_S = 0.01
 RECORD = "attempt.json"
 LAUNCHER = Path(__file__).with_name("launch.py")
 Show = Callable[[str, str], None]
@@ -157,13 +159,9 @@ class Process:
         """Ask the whole group to end, and kill what is left after ``within_ms``. Nothing of the group survives."""
         if self._process.returncode is None:
             _signal_group(self.pid, signal.SIGTERM)
-            try:
-                async with asyncio.timeout(within_ms / 1000):
-                    await self._process.wait()
-            except TimeoutError:
-                pass
+            await self._gone(within_ms)
         _signal_group(self.pid, signal.SIGKILL)
-        await self._process.wait()
+        await self._gone(KILL_MS)
         if self._watching is not None:
             try:
                 async with asyncio.timeout(1.0):  # a grandchild in another group may hold the pipes open
@@ -171,6 +169,13 @@ class Process:
             except TimeoutError:
                 self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+
+    async def _gone(self, within_ms: int) -> None:
+        """Until the process has ended. Looked at rather than awaited: asyncio also waits for whoever inherited the pipes."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_ms / 1000
+        while self._process.returncode is None and loop.time() < until:
+            await asyncio.sleep(LOOK_S)
 
 
 def reap(folder: Path) -> None:

@@ -128,7 +128,9 @@ async def _refused(seat: HostSeat, open_call: OpenCall, request: ActCall, error:
     open_call.task = None
     common: dict[str, Any] = {"call": open_call.number, "name": request.name, "digest": request.digest}
     if open_call.intent is None:
-        await seat.write(lambda _, at: (e.ActionEnded(**{**common, **at}, state="refused", error=failure), {}))
+        await seat.write(
+            lambda _, at: (e.ActionEnded(**{**common, **at}, state="refused", error=failure), {})
+        )
         return
     state = ActionState.UNKNOWN if isinstance(open_call.intent, e.ActionIntended) else ActionState.REFUSED
     outcome = Outcome(state, Spend(), error=failure)

@@ -58,7 +58,10 @@ async def run_program(worker: Worker, host: Host, open_call: OpenCall) -> None:
         if wait_ms >= PARK_BACKOFF_MS:
             open_call.task = None
         await seat.write(
-            lambda _, at: (e.ProgramExited(**{**common, **at}, attempt=number, error=error, due_ms=due_ms), {})  # noqa: B023
+            lambda _, at: (
+                e.ProgramExited(**{**common, **at}, attempt=number, error=error, due_ms=due_ms),
+                {},
+            )  # noqa: B023
         )
         if wait_ms >= PARK_BACKOFF_MS:
             return

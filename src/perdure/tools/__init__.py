@@ -1,0 +1,1 @@
+"""Adapters to the tools of the world, behind ``ports.tools``."""

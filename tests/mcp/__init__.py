@@ -1,0 +1,1 @@
+"""The MCP face and the MCP client, against real servers, real processes and the official conformance suite."""
