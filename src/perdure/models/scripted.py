@@ -28,7 +28,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -98,6 +98,13 @@ class ScriptedUpstream:
         self._upstream = upstream
         self._entropy = entropy
         self._script = read_script(upstream.path)
+
+    @classmethod
+    def of(cls, upstream: Upstream, script: Script, entropy: Entropy) -> Self:
+        """With a script that is at hand."""
+        made = cls.__new__(cls)
+        made._upstream, made._script, made._entropy = upstream, script, entropy
+        return made
 
     @contextlib.asynccontextmanager
     async def open(self, request: ModelRequest, model: str) -> AsyncIterator[Answer]:
