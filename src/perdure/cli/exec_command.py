@@ -29,6 +29,7 @@ def exec_(
     kind: Literal["command", "agentcore"] = "command",
     restarts: int = 3,
     cwd: Path | None = None,
+    env: list[str] | None = None,
     json: Json = False,
 ) -> int:
     """Run an unmodified program as an agent: `perdure exec -- python agent.py`.
@@ -53,12 +54,14 @@ def exec_(
         kind: `agentcore` for a program that answers `/invocations` and `/ping`.
         restarts: Restarts in a row, without a new call in between, after which the run fails.
         cwd: The folder to start it in; by default this one.
+        env: NAME=VALUE for the program, or NAME to hand on a variable of this shell; others than the harmless ones are
+            not handed on. May be given more than once.
     """
     from perdure.cli.hosting import Hosting, execute
 
     asked = Hosting(
         command=command, data=data, agent=agent, resume=resume, replay=replay, input=input, config=config,
         mcp=mcp or (), upstream=upstream, usd=usd, tokens=tokens, calls=calls, hold=hold, divergence=divergence,
-        kind=kind, restarts=restarts, cwd=cwd,
+        kind=kind, restarts=restarts, cwd=cwd, env=env or (),
     )  # fmt: skip
     return execute(asked, Out(json))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -56,6 +56,7 @@ class Hosting:
     kind: str = "command"
     restarts: int = 3
     cwd: Path | None = None
+    env: Sequence[str] = ()
 
 
 def execute(asked: Hosting, out: Out) -> int:
@@ -263,7 +264,23 @@ def _agent(asked: Hosting, world: World) -> Agent:
     return process(
         asked.agent, command, tools=[item.name for item in world.toolsets], kind=cast(Kind, asked.kind),
         divergence=cast(Divergence, asked.divergence), restarts_max=asked.restarts, cwd=str(cwd),
+        env=variables(asked.env, os.environ),
     )  # fmt: skip
+
+
+def variables(given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables for the program, from ``NAME=VALUE`` and ``NAME``.
+
+    Raises:
+        UsageError: a name is missing, or is not set in this shell.
+    """
+    found: dict[str, str] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not name or (not equals and name not in environment):
+            raise UsageError(f"`--env {item}` must be NAME=VALUE, or the NAME of a variable that is set here")
+        found[name] = value if equals else environment[name]
+    return found
 
 
 def budget_of(asked: Hosting) -> Budget | None:

@@ -20,7 +20,9 @@ server = {
 
 async def main():
     async with MCPServerStreamableHttp(params=server, name="trip") as tools:
-        agent = Agent(name="trip", instructions=system, model=os.environ.get("MODEL", "seq"), mcp_servers=[tools])
+        agent = Agent(
+            name="trip", instructions=system, model=os.environ.get("MODEL", "seq"), mcp_servers=[tools]
+        )
         if os.getenv("STREAM"):
             result = Runner.run_streamed(agent, "Book a trip to Rome.")
             async for _ in result.stream_events():

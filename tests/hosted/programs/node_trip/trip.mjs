@@ -6,7 +6,7 @@ import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 
 const model = process.env.MODEL ?? "seq";
-const openai = new OpenAI();
+const openai = new OpenAI({ timeout: Number(process.env.OPENAI_TIMEOUT_MS ?? 600_000) });
 const mcp = new Client({ name: "trip", version: "1.0.0" });
 const headers = { Authorization: `Bearer ${process.env.PERDURE_MCP_TOKEN}` };
 const url = new URL(process.env.PERDURE_MCP_URL);
