@@ -1,0 +1,1 @@
+"""Adapters to tools: HTTP, OpenAPI, SQL."""
