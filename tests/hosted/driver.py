@@ -77,6 +77,7 @@ class Desk:
 
     def exec(self, *options: str) -> subprocess.Popen[str]:
         """``perdure exec``, in a session of its own; goes on with the run once there is one."""
+        self.rows()  # learns the id of the run, once there is one
         again = ["--resume", self.run] if self.run and "--replay" not in options else []
         env = [part for name, value in self.env.items() for part in ("--env", f"{name}={value}")]
         command = [

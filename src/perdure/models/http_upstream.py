@@ -17,6 +17,7 @@ import msgspec
 
 from perdure.core.errors import DefinitionError, RequestInvalidError, UpstreamError, UpstreamInvalidError
 from perdure.core.models import ModelRequest, Upstream
+from perdure.models.connections import Connections
 from perdure.ports import Answer, Secrets
 
 ANSWER_BYTES_MAX = (
@@ -41,17 +42,13 @@ ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})  # what can be decode
 
 def new_client() -> httpx2.AsyncClient:
     """The client that all upstreams share. Proxies of the environment and redirects would carry the key elsewhere."""
-    limits = httpx2.Limits(
-        max_connections=None,
-        max_keepalive_connections=KEEPALIVE_CONNECTIONS_MAX,
-        keepalive_expiry=KEEPALIVE_MS / 1000,
-    )
+    connections = Connections(idle_max=KEEPALIVE_CONNECTIONS_MAX, idle_ms=KEEPALIVE_MS)
     # Silence and the total are watched here, in one place for head and body; the client only bounds connecting.
     timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_MS / 1000)
     # An upstream's cookies would tie the requests of different runs together: none is kept.
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
     return httpx2.AsyncClient(
-        limits=limits, timeout=timeout, cookies=cookies, trust_env=False, follow_redirects=False
+        transport=connections, timeout=timeout, cookies=cookies, trust_env=False, follow_redirects=False
     )
 
 

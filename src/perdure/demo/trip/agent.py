@@ -33,21 +33,32 @@ def tool(method, **params):
 
 def main():
     offered = [
-        {"type": "function", "function": {"name": t["name"], "description": t["description"], "parameters": t["inputSchema"]}}
+        {
+            "type": "function",
+            "function": {"name": t["name"], "description": t["description"], "parameters": t["inputSchema"]},
+        }
         for t in tool("tools/list")["tools"]
     ]
     # The time and a random id in the prompt: no two starts of this program send the same bytes.
-    system = f"You book trips. It is {datetime.datetime.now()}, session {uuid.uuid4()}, process {os.getpid()}."
+    system = (
+        f"You book trips. It is {datetime.datetime.now()}, session {uuid.uuid4()}, process {os.getpid()}."
+    )
     messages = [{"role": "system", "content": system}, {"role": "user", "content": input()}]
     while True:
-        reply = post(MODEL_URL, {"model": "trip-planner", "messages": messages, "tools": offered})["choices"][0]["message"]
+        reply = post(MODEL_URL, {"model": "trip-planner", "messages": messages, "tools": offered})["choices"][
+            0
+        ]["message"]
         messages.append(reply)
         if not reply.get("tool_calls"):
             print(reply["content"])
             return
         for call in reply["tool_calls"]:
             print("calls", call["function"]["name"], call["function"]["arguments"], flush=True)
-            result = tool("tools/call", name=call["function"]["name"], arguments=json.loads(call["function"]["arguments"]))
+            result = tool(
+                "tools/call",
+                name=call["function"]["name"],
+                arguments=json.loads(call["function"]["arguments"]),
+            )
             text = result["content"][0]["text"]
             messages.append({"role": "tool", "tool_call_id": call["id"], "content": text})
 

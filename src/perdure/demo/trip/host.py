@@ -66,4 +66,3 @@ async def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     asyncio.run(main(Path(sys.argv[1])))
-
