@@ -175,9 +175,8 @@ class _Tables:
         found: dict[str, Any] = {}
         for name in names:
             try:
-                statement = read_statement(
-                    f'SELECT 1 FROM "{name.replace(chr(34), chr(34) * 2)}"', dialect="sqlite"  # noqa: S608 - parsed, not run
-                )
+                quoted = name.replace('"', '""')
+                statement = read_statement(f'SELECT 1 FROM "{quoted}"', dialect="sqlite")  # noqa: S608 - parsed, not run
                 check_tables(statement, self._toolset.allowed)
             except StatementRefusedError:  # it may not be used, so it is not shown
                 continue
