@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from perdure.cli.exec_command import exec_
-from perdure.cli.options import DATA, After, Data, Json, Otel
+from perdure.cli.options import DATA, After, Config, Data, Json, Otel
 from perdure.cli.output import Out
 
 STATUS = Literal[
@@ -74,6 +74,7 @@ def run(
     key: str | None = None,
     deadline: float | None = None,
     detach: bool = False,
+    config: Config = None,
     otel: Otel = False,
     json: Json = False,
 ) -> int:
@@ -93,7 +94,7 @@ def run(
 
     order = Order(
         target=target, input=input, data=data, session=session, key=key, deadline=deadline, detach=detach,
-        otel=otel,
+        otel=otel, config=config,
     )  # fmt: skip
     return execute(order, Out(json))
 
@@ -104,6 +105,8 @@ def work(
     /,
     *,
     data: Data = DATA,
+    config: Config = None,
+    agentcore: str | None = None,
     otel: Otel = False,
     json: Json = False,
 ) -> int:
@@ -111,10 +114,12 @@ def work(
 
     Args:
         target: A module path or file with agents.
+        agentcore: HOST:PORT at which `/invocations` and `/ping` are answered, as AgentCore's containers do
+            (`0.0.0.0:8080` there); if the app has several agents, name one: `APP:AGENT`.
     """
     from perdure.cli.execute import work as drive
 
-    return drive(target, data, Out(json), otel=otel)
+    return drive(target, data, Out(json), otel=otel, config=config, agentcore=agentcore)
 
 
 # -- runs

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from perdure.cli.options import DATA, Data, Json
+from perdure.cli.options import DATA, Config, Data, Json
 from perdure.cli.output import Out
 
 
@@ -18,7 +18,7 @@ def exec_(
     resume: str | None = None,
     replay: str | None = None,
     input: str | None = None,
-    config: Path | None = None,
+    config: Config = None,
     mcp: list[str] | None = None,
     upstream: str | None = None,
     usd: str | None = None,
@@ -43,7 +43,6 @@ def exec_(
         resume: Go on with this run (the command may be left out).
         replay: Start the program once more, answered from the journal of this run alone; nothing is sent.
         input: What it gets on stdin: JSON or a text; `-` reads stdin.
-        config: Upstreams and toolsets; by default `perdure.toml` in the current folder.
         mcp: NAME=URL or NAME=COMMAND of an MCP server whose tools it may use; may be given more than once.
         upstream: The base URL of a model provider, instead of those of the configuration.
         usd: The most that it may spend, in US dollars.

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from perdure.cli.progress import Quiet, screen_for
 from perdure.core.errors import QuestionUnknownError
 from perdure.ports import Telemetry
 from perdure.runtime import RunHandle, Runtime
+from perdure.runtime.config import world_from
+from perdure.runtime.secrets import LocalSecrets
 
 ASK_POLL_S = 0.2  # how often new questions are looked for
 UNFINISHED_MAX = 10_000  # counted at most, for the greeting
@@ -39,6 +41,7 @@ class Order:
     deadline: float | None = None
     detach: bool = False
     otel: bool = False
+    config: Path | None = None
 
 
 def run(order: Order, out: Out) -> int:
@@ -49,17 +52,28 @@ def run(order: Order, out: Out) -> int:
     return asyncio.run(_run(order, out, agents, chosen, app))
 
 
-def work(app: str, data: Path, out: Out, *, otel: bool) -> int:
+def work(
+    app: str, data: Path, out: Out, *, otel: bool, config: Path | None = None, agentcore: str | None = None
+) -> int:
     """Drive all runs of an app until a signal; the exit code."""
-    return asyncio.run(_work(app, data, out, otel=otel))
+    return asyncio.run(_work(app, data, out, otel=otel, config=config, agentcore=agentcore))
+
+
+def _opened(
+    data: Path, agents: list[Agent], config: Path | None, telemetry: Telemetry | None, *, beside: bool = False
+) -> AbstractAsyncContextManager[Runtime]:
+    """A runtime with the upstreams and toolsets of the configuration."""
+    world = world_from(config, os.environ, LocalSecrets.default(data))
+    return Runtime.open(
+        data, agents=agents, beside=beside, telemetry=telemetry, upstreams=world.upstreams, toolsets=world.toolsets,
+        secrets=world.secrets,
+    )  # fmt: skip
 
 
 async def _run(order: Order, out: Out, agents: list[Agent], name: str, app: str) -> int:
     telemetry = _telemetry() if order.otel else None
     with _signals() as stop:
-        async with Runtime.open(
-            order.data, agents=agents, beside=order.detach, telemetry=telemetry
-        ) as runtime:
+        async with _opened(order.data, agents, order.config, telemetry, beside=order.detach) as runtime:
             handle = await runtime.start(
                 name,
                 fitted_input(runtime.agent(name), order.input),
@@ -179,11 +193,14 @@ def _user() -> str:
 
 
 # -- work
-async def _work(app: str, data: Path, out: Out, *, otel: bool) -> int:
+async def _work(
+    app: str, data: Path, out: Out, *, otel: bool, config: Path | None, agentcore: str | None
+) -> int:
+    app, chosen = split(app)
     agents = load(app)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _signals() as stop:
-        async with Runtime.open(data, agents=agents, telemetry=_telemetry() if otel else None) as runtime:
+        async with _opened(data, agents, config, _telemetry() if otel else None) as runtime:
             names = sorted(runtime.agents)
             unfinished = sum(
                 len(runtime.runs(agent=name, status="unfinished", limit=UNFINISHED_MAX)) for name in names
@@ -197,7 +214,13 @@ async def _work(app: str, data: Path, out: Out, *, otel: bool) -> int:
                 out.note(
                     f"working on `{data}` as process {os.getpid()}: {listed}; unfinished runs: {unfinished}"
                 )
-            await stop.wait()
+            async with AsyncExitStack() as faces:
+                if agentcore is not None:
+                    from perdure.cli.faces import serve_agentcore
+
+                    name = choose(agents, chosen, app)
+                    await faces.enter_async_context(serve_agentcore(runtime, name, agentcore, out))
+                await stop.wait()
             out.note(f"stopping; waiting up to {views.span(runtime.settings.drain_ms)} for running steps")
     count = await _unfinished(data)
     out.note(

@@ -16,4 +16,8 @@ Data = Annotated[
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON for programs, one object per line.")]
 Otel = Annotated[bool, Parameter(name="--otel", help="Send spans and counts to OpenTelemetry.")]
 After = Annotated[int, Parameter(name="--after", help="Begin after this entry.")]
+Config = Annotated[
+    Path | None,
+    Parameter(name="--config", help="Upstreams and toolsets (default: perdure.toml in this folder)."),
+]
 DATA = Path("data")

@@ -1,0 +1,197 @@
+"""The HTTP contract of Amazon Bedrock AgentCore containers, from both sides: ``POST /invocations`` and ``GET /ping``.
+
+:func:`invoke` calls a program that was made for it, so that it runs as a hosted program; :class:`AgentCoreFace` lets an app of
+ours answer there. The contract: https://docs.aws.amazon.com/bedrock-agentcore/latest/devguide/runtime-http-protocol-contract.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx2
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from perdure.core.errors import PerdureError, ProgramFailedError, RefusedError, UnavailableError, UsageError
+from perdure.ports import Clock
+
+SESSION = "x-amzn-bedrock-agentcore-runtime-session-id"
+SESSION_CHARACTERS_MIN = 33  # the contract asks for 33 to 256
+SESSION_CHARACTERS_MAX = 256
+READY_S = 60.0  # how long a program may take until it answers ``/ping``
+LOOK_S = 0.05
+PAYLOAD_BYTES_MAX = 100 * 1024 * 1024  # the contract's own limit
+Show = Callable[[str, Any], None]
+
+
+async def invoke(base_url: str, given: bytes, *, session: str, show: Show, ready_s: float = READY_S) -> bytes:
+    """Ask a program for its answer, once it is ready.
+
+    Args:
+        base_url: where it listens.
+        given: the payload, as JSON.
+        session: names the session; made long enough for the contract.
+        show: takes the events of a streamed answer while they arrive (``event``, data).
+        ready_s: how long it may take to answer ``/ping``.
+
+    Returns:
+        The answer's body; of a streamed answer the last event's data.
+
+    Raises:
+        ProgramFailedError: it does not get ready, answers with an error, or with too much.
+    """
+    headers = {
+        "content-type": "application/json",
+        "accept": "application/json, text/event-stream",
+        SESSION: _long(session),
+    }
+    async with httpx2.AsyncClient(base_url=base_url, timeout=None, trust_env=False) as client:
+        await _ready(client, ready_s)
+        try:
+            async with client.stream("POST", "/invocations", content=given, headers=headers) as response:
+                is_stream = "event-stream" in response.headers.get("content-type", "")
+                body = await _events(response, show) if is_stream else await _whole(response)
+        except httpx2.HTTPError as error:
+            raise ProgramFailedError(f"`/invocations` broke off: {type(error).__name__}: {error}") from error
+    if response.status_code >= 400:
+        raise ProgramFailedError(
+            f"`/invocations` answered with status {response.status_code}: {body[:400]!r}"
+        )
+    return body
+
+
+async def _ready(client: httpx2.AsyncClient, ready_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + ready_s
+    while loop.time() < until:
+        with contextlib.suppress(httpx2.HTTPError, msgspec.DecodeError):
+            response = await client.get("/ping", timeout=5.0)
+            if response.status_code == 200 and msgspec.json.decode(response.content).get("status") in (
+                "Healthy",
+                "HealthyBusy",
+            ):
+                return
+        await asyncio.sleep(LOOK_S)
+    raise ProgramFailedError(
+        f"the program did not answer `/ping` within {ready_s:g} s; it must listen on port $PORT"
+    )
+
+
+async def _whole(response: httpx2.Response) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_bytes():
+        size += len(chunk)
+        if size > PAYLOAD_BYTES_MAX:
+            raise ProgramFailedError(f"`/invocations` answered with more than {PAYLOAD_BYTES_MAX} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _events(response: httpx2.Response, show: Show) -> bytes:
+    last = ""
+    async for line in response.aiter_lines():
+        if line.startswith("data:"):
+            last = line[5:].strip()
+            show("event", last)
+    return last.encode()
+
+
+def _long(session: str) -> str:
+    return session.ljust(SESSION_CHARACTERS_MIN, "-")[:SESSION_CHARACTERS_MAX]
+
+
+class AgentCoreFace:
+    """An ASGI application: an invocation starts a run and answers with its result.
+
+    Args:
+        start: starts a run with a payload, in a session if one is named, and waits for its result.
+        follow: what the run shows live, for clients that take an event stream; ends with the result.
+        is_busy: whether runs are at work.
+        clock: the time of day.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Any, str | None], Awaitable[Any]],
+        follow: Callable[[Any, str | None], AsyncIterator[Any]],
+        is_busy: Callable[[], bool],
+        clock: Clock,
+    ) -> None:
+        self._start = start
+        self._follow = follow
+        self._is_busy = is_busy
+        self._clock = clock
+        self._status = "Healthy"
+        self._since_s: int | None = None
+        self.app = Starlette(
+            routes=[Route("/invocations", self._invocations, methods=["POST"]), Route("/ping", self._ping)]
+        )
+
+    async def _ping(self, request: Request) -> Response:
+        """The status, and since when, once it has changed."""
+        del request
+        status = "HealthyBusy" if self._is_busy() else "Healthy"
+        if status != self._status:
+            self._status, self._since_s = status, self._clock.now_ms() // 1000
+        told: dict[str, Any] = {"status": status}
+        if self._since_s is not None:
+            told["time_of_last_update"] = self._since_s
+        return _json(told)
+
+    async def _invocations(self, request: Request) -> Response:
+        session = request.headers.get(SESSION)
+        try:
+            payload = msgspec.json.decode(await _payload(request))
+            if "text/event-stream" in request.headers.get("accept", "") and "json" not in request.headers.get(
+                "accept", ""
+            ):
+                return StreamingResponse(
+                    _lines(self._follow(payload, session)), media_type="text/event-stream"
+                )
+            return _json(await self._start(payload, session))
+        except msgspec.DecodeError as error:
+            return _json(
+                {"error": {"code": "request-invalid", "message": f"the payload is no JSON: {error}"}}, 400
+            )
+        except PerdureError as error:
+            return _json({"error": {"code": error.code, "message": error.message}}, _status(error))
+
+
+async def _payload(request: Request) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > PAYLOAD_BYTES_MAX:
+            raise UsageError(f"a payload may have {PAYLOAD_BYTES_MAX} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks) or b"null"
+
+
+async def _lines(items: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    try:
+        async for item in items:
+            yield b"data: " + msgspec.json.encode(item) + b"\n\n"
+    except PerdureError as error:
+        failure = {"error": {"code": error.code, "message": error.message}}
+        yield b"event: error\ndata: " + msgspec.json.encode(failure) + b"\n\n"
+
+
+def _status(error: PerdureError) -> int:
+    kinds: tuple[tuple[type[PerdureError], int], ...] = (
+        (UsageError, 400),
+        (RefusedError, 403),
+        (UnavailableError, 503),
+    )
+    return next((status for kind, status in kinds if isinstance(error, kind)), 500)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
