@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from perdure.cli.exec_command import exec_
+from perdure.cli.gateway_commands import actions, budgets, models, tools
 from perdure.cli.options import DATA, After, Config, Data, Json, Otel
 from perdure.cli.output import Out
 
@@ -33,6 +34,8 @@ runs = App(name="runs", help="Look at runs and act on them.", version_flags=())
 schedules = App(name="schedules", help="Look at schedules.", version_flags=())
 app.command(exec_, name="exec")
 app.command(runs)
+for _group in (actions, budgets, tools, models):
+    app.command(_group)
 app.command(schedules)
 
 

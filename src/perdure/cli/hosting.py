@@ -243,7 +243,7 @@ def _toolset(text: str) -> Toolset:
         )
     if target.startswith(("http://", "https://")):
         return McpToolset(name, url=target)
-    return McpToolset(name, command=tuple(shlex.split(target)))
+    return McpToolset(name, command=tuple(shlex.split(target)), ours=os.environ)
 
 
 def _agent(asked: Hosting, world: World) -> Agent:

@@ -7,7 +7,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from perdure.cli import views
+import msgspec
+
+from perdure.cli import views, waterfall
 from perdure.cli.opening import beside
 from perdure.cli.output import Out, dumps
 from perdure.core import entries as e
@@ -51,13 +53,17 @@ def show(data: Path, out: Out, run: str) -> None:
     """Everything about one run."""
 
     async def work(runtime: Runtime) -> dict[str, Any]:
-        return describe(runtime, runtime.run(run))
+        return {**describe(runtime, runtime.run(run)), **drawn(runtime, runtime.run(run))}
 
     found = beside(data, work)
     if out.json:
         out.emit(found)
         return
     out.facts(_facts(found))
+    if found["waterfall"]:
+        out.text()
+        for line in (*found["waterfall"], *found["attempts"]):
+            out.text(line)
     if found["waits"]:
         out.text("\nwaits for")
         for item in found["waits"]:
@@ -72,6 +78,18 @@ def show(data: Path, out: Out, run: str) -> None:
         out.text("\nchildren")
         for child in found["children"]:
             out.text(f"  {child['id']}  {child['agent']}  {child['status']}")
+
+
+def drawn(runtime: Runtime, handle: RunHandle) -> dict[str, Any]:
+    """The waterfall of a run, what it spent, and how the attempts of a hosted program were answered."""
+    rows, served = runtime.actions.all_of(handle.id), runtime.actions.served(handle.id)
+    lines = waterfall.lines_of(handle.journal(), rows, served)
+    spent = runtime.actions.accounts(handle.id)[0].spent
+    return {
+        "spent": msgspec.to_builtins(spent),
+        "waterfall": [*waterfall.draw(lines, _now_ms()), waterfall.totals(spent)] if rows else [],
+        "attempts": waterfall.attempts(served, rows),
+    }
 
 
 def describe(runtime: Runtime, handle: RunHandle) -> dict[str, Any]:

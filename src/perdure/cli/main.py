@@ -34,6 +34,18 @@ Look and act, also beside a running process:
   answer RUN CALL [BODY]    Answer a question.
   schedules list            List schedules.
 
+Tools, models, money:
+  actions list              List what runs did with tools and models.
+  actions show RUN/CALL     Everything about one action.
+  actions doubtful          What must be decided: doubtful or held actions.
+  actions settle RUN/CALL   Decide: happened, did-not-happen, retry, live, fail.
+  budgets [RUN]             What runs may use, and have used.
+  budgets set RUN           Give a run another budget.
+  tools list [APP]          List tools.
+  tools call TOOL [JSON]    Call a tool once, outside of any run.
+  models list               List upstreams and their models.
+  models test MODEL         Ask a model for one word.
+
 Operate:
   backup TARGET             Copy the database, also while a process works on it.
   doctor                    Check the installation and the data directory.

@@ -57,6 +57,10 @@ class Actions:
         want = ActionFilter(run=run, state=states, name=name, limit=limit)
         return self._runtime.store.read(lambda tx: tx.actions(want))
 
+    def all_of(self, run: str) -> list[ActionRecord]:
+        """Every row of one run, in call order."""
+        return self._runtime.store.read(lambda tx: tx.run_actions(run))
+
     def waiting(self, limit: int = 1_000) -> list[ActionRecord]:
         """The inbox: actions that only a decision can end, newest first."""
         return self.rows(state=WAITING, limit=limit)

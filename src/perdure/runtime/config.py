@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def toolset_from(name: str, table: Mapping[str, Any], secrets: Secrets) -> Tools
             case "mcp":
                 from perdure.tools.mcp_client import McpToolset
 
-                made = McpToolset(name, **options)
+                made = McpToolset(name, ours=os.environ, resolve=_resolver(secrets), **options)
             case "openapi":
                 from perdure.tools.openapi import OpenApiToolset
 
@@ -118,3 +119,8 @@ def toolset_from(name: str, table: Mapping[str, Any], secrets: Secrets) -> Tools
     except TypeError as error:
         raise DefinitionError(f"toolset `{name}` cannot be made: {error}") from error
     return made
+
+
+def _resolver(secrets: Secrets) -> Callable[[str], str]:
+    """Values of headers and variables; those that are references become the secret."""
+    return lambda value: secrets.resolve(value) if value.startswith("secret://") else value
