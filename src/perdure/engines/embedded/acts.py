@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -152,9 +152,8 @@ async def _recovered(gateway: Gateway, seat: HostSeat, host: Host, made: Act, to
     if tool is None:
         if host.agent.program is None:
             return await gateway.model(seat, made)
-        return lost(
-            UnavailableError("the gateway died while the request was under way; the program asks again")
-        )
+        why = UnavailableError("the runtime died while the request was under way; the program asks again")
+        return replace(lost(why), spent=Spend(unpriced=1))  # it may have been billed: unknown, never zero
     doubt = Outcome(
         ActionState.UNKNOWN,
         Spend(calls=1),

@@ -100,7 +100,7 @@ async def _end(
         record(tx, host, kind(**position(host, now_ms), **fields), blobs)
         for question in tx.questions(host.run_id):
             tx.close_question(host.run_id, question.call)
-        if host.has_acted:
+        if host.has_acted or host.main is None:  # stopped before its journal was replayed: not known
             ledger.close_run(tx, host.run_id, now_ms)
         tx.move(host.run_id, host.fence, after, now_ms=now_ms, code=code)
         return end_effects(tx, host.run_id, host.agent.name, host.session, host.parent, now_ms)

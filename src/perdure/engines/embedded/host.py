@@ -167,9 +167,11 @@ class Host:
         self.is_live = True
 
     def go_live(self) -> None:
-        """Begin every call that has no recorded end."""
-        for open_call in list(self.calls.values()):
-            if open_call.number in self.calls:
+        """Begin every call that has no recorded end; of given-up calls, and after the agent's end, what was dispatched."""
+        is_over = self.main is None or self.main.done()
+        for open_call in [*self.calls.values(), *self.given_up.values()]:
+            is_dispatched = open_call.intent is not None and isinstance(open_call.request, ActCall)
+            if is_dispatched or (open_call.number in self.calls and not is_over):
                 self.driver.launch(self, open_call)
 
     def _start(self, started: e.RunStarted) -> None:
@@ -290,7 +292,7 @@ class Host:
         for wait in waits:
             if wait.kind == "timer":
                 continue
-            open_call = self.calls.get(wait.call)
+            open_call = self.calls.get(wait.call) or self.given_up.get(wait.call)
             found = (
                 "no such call"
                 if open_call is None

@@ -100,7 +100,7 @@ class OpenCall:
         self.intent: e.ActionIntended | e.ActionHeld | None = None
         self.held = False
         self.doubt = False
-        self.is_decided = False  # a decision lets it go on: nothing of an earlier life is in doubt
+        self.is_decided = False  # decided in this life that it goes on: since then nothing was dispatched
         self.failures = 0  # of a program: exits in a row without a new call in between
         self.is_suspended = False  # of a program: stopped until a decision about one of its actions
         self.ended: asyncio.Future[e.CallEntry] | None = None
@@ -142,7 +142,6 @@ def note(open_call: OpenCall, entry: e.Entry) -> None:
         _tell(open_call, ActionState.UNKNOWN)
     elif isinstance(entry, e.ActionDecided):
         open_call.held = open_call.doubt = False
-        open_call.is_decided = True
         if open_call.decided is not None and not open_call.decided.done():
             open_call.decided.set_result(entry)
         _tell(open_call, ActionState.INTENDED)

@@ -16,6 +16,7 @@ from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.seat import HostSeat
 from perdure.engines.embedded.steps import PARK_BACKOFF_MS, failure_of
 from perdure.gateway.hosted import Attempt
+from perdure.gateway.seat import Make
 from perdure.kernel.retry import JITTER_BITS, delay_ms
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ async def run_program(worker: Worker, host: Host, open_call: OpenCall) -> None:
     common: dict[str, Any] = {"call": open_call.number, "name": request.name, "digest": request.digest}
     while True:
         number = open_call.attempt + 1
-        await seat.write(lambda _, at: (e.ProgramStarted(**{**common, **at}, attempt=number), {}))  # noqa: B023
+        await seat.write(_note(e.ProgramStarted, {**common, "attempt": number}))
         open_call.attempt = number
         rows = host.next_call
         ended = await _attempt(worker, host, seat, program, request.input, number)
@@ -41,7 +42,7 @@ async def run_program(worker: Worker, host: Host, open_call: OpenCall) -> None:
             return
         if ended.how == "suspended":
             open_call.task = None
-            await seat.write(lambda _, at: (e.ProgramSuspended(**{**common, **at}, attempt=number), {}))  # noqa: B023
+            await seat.write(_note(e.ProgramSuspended, {**common, "attempt": number}))
             return
         if host.next_call > rows:
             open_call.failures = 0  # it got further than before
@@ -57,16 +58,17 @@ async def run_program(worker: Worker, host: Host, open_call: OpenCall) -> None:
         error = ended.error or e.Failure(code="program-failed", message="the program ended without a result")
         if wait_ms >= PARK_BACKOFF_MS:
             open_call.task = None
-        await seat.write(
-            lambda _, at: (
-                e.ProgramExited(**{**common, **at}, attempt=number, error=error, due_ms=due_ms),
-                {},
-            )  # noqa: B023
-        )
+        told = {**common, "attempt": number, "error": error, "due_ms": due_ms}
+        await seat.write(_note(e.ProgramExited, told))
         if wait_ms >= PARK_BACKOFF_MS:
             return
         await asyncio.sleep(wait_ms / 1000)
         open_call.due_ms = None
+
+
+def _note(kind: type[e.CallEntry], fields: dict[str, Any]) -> Make:
+    """An entry with these fields, at whatever position it gets."""
+    return lambda _, at: (kind(**{**fields, **at}), {})
 
 
 def _is_final(ended: Ended) -> bool:

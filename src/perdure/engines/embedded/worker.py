@@ -118,7 +118,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - that run is blocked; the dispatcher goes on with the others
             self._trouble(host, error)
             return
-        if host.main is not None and not host.main.done():
+        if host.main is not None:
             host.go_live()
         self._after(host, forced=True)
 
@@ -320,6 +320,7 @@ class Worker:
             found.retry.due_ms = None
             if isinstance(found.entry, e.ActionDecided):
                 note(found.retry, found.entry)
+                found.retry.is_decided = True
             self.launch(host, found.retry)
         if found.entry is not None:
             self.deliver(host, found.entry)

@@ -211,7 +211,8 @@ def settle_action(
         raise ActionUnknownError(
             f"action `{row.key}` has a decision already; its run takes it up", action=row.key
         )
-    body, blobs = pack(msgspec.json.encode(ruling), limit)
+    stated = msgspec.structs.replace(ruling, about=row.state.value)
+    body, blobs = pack(msgspec.json.encode(stated), limit)
     send(tx, run_id, topic, body, blobs, sender=ruling.by, now_ms=now_ms)
     return row
 
@@ -225,7 +226,7 @@ def set_budget(tx: Transaction, run_id: str, budget: Budget | None, *, now_ms: i
     touched: list[str] = []
     pending = [find(tx, run_id)]
     tx.set_budget(run_id, budget)
-    ruling = msgspec.json.encode(ledger.Ruling(decision="retry", by=by))
+    ruling = msgspec.json.encode(ledger.Ruling(decision="retry", by=by, about=ActionState.HELD.value))
     while pending:
         record = pending.pop()
         pending.extend(tx.children(record.id))
