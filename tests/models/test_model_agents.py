@@ -19,7 +19,17 @@ from pydantic import BaseModel
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.function import FunctionModel
 
-from perdure import Agent, Runtime, Settings, current_run, step
+from perdure import (
+    ActionState,
+    Agent,
+    Budget,
+    BudgetExhaustedError,
+    Runtime,
+    Settings,
+    current_run,
+    step,
+    tool,
+)
 from perdure.core import entries as e
 from perdure.core.errors import DefinitionError, StepFailedError
 from perdure.models.pydantic_agent import in_run
@@ -181,6 +191,27 @@ async def test_a_session_keeps_its_conversation(data: Path) -> None:
         for prompt, reply in (("I am Ada", "Hello Ada"), ("Who am I?", "You are Ada")):
             assert await (await runtime.start("guide", prompt, session="ada")).result(10) == reply
         assert await (await runtime.start("guide", "Who am I?", session="bob")).result(10) == "Hello Ada"
+
+
+@tool
+async def reserve(city: str) -> str:
+    """Reserves a room."""
+    CALLS.append(f"reserve {city}")
+    return f"reserved in {city}"
+
+
+async def test_tools_of_ours_go_through_the_gateway(data: Path) -> None:
+    model = ScriptedModel([Call("reserve", {"city": "Wien"}), "done"])
+    agent = Agent("desk", model=model, tools=[reserve], budget=Budget(calls=1))
+    async with Runtime.open(data, agents=[agent]) as runtime:
+        handle = await runtime.start("desk", "a room, please")
+        assert await handle.result(10) == "done"
+        [row] = runtime.actions.rows(run=handle.id)
+        assert (row.name, row.state, row.recovery) == ("reserve", ActionState.SUCCEEDED, "opaque")
+        refused = await runtime.start("desk", "two rooms, please", budget=Budget(calls=0))
+        with pytest.raises(BudgetExhaustedError):
+            await refused.result(10)
+    assert CALLS == ["reserve Wien"]
 
 
 def test_what_cannot_work_is_said() -> None:

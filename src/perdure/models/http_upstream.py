@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 import msgspec
 
 from perdure.core.errors import DefinitionError, RequestInvalidError, UpstreamError, UpstreamInvalidError
 from perdure.core.models import ModelRequest, Upstream
-from perdure.models.connections import Connections
+from perdure.models.connections import FAILURES, Connections, Reply
 from perdure.ports import Answer, Secrets
 
 ANSWER_BYTES_MAX = (
@@ -40,15 +39,11 @@ ANSWER_HEADER_PREFIXES = ("openai-", "anthropic-")
 ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})  # what can be decoded without further packages
 
 
-def new_client() -> httpx2.AsyncClient:
-    """The client that all upstreams share. Proxies of the environment and redirects would carry the key elsewhere."""
-    connections = Connections(idle_max=KEEPALIVE_CONNECTIONS_MAX, idle_ms=KEEPALIVE_MS)
+def new_client() -> Connections:
+    """The connections that all upstreams share. There are no proxies, redirects or cookies, which would carry keys elsewhere."""
     # Silence and the total are watched here, in one place for head and body; the client only bounds connecting.
-    timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_MS / 1000)
-    # An upstream's cookies would tie the requests of different runs together: none is kept.
-    cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    return httpx2.AsyncClient(
-        transport=connections, timeout=timeout, cookies=cookies, trust_env=False, follow_redirects=False
+    return Connections(
+        idle_max=KEEPALIVE_CONNECTIONS_MAX, idle_ms=KEEPALIVE_MS, connect_ms=CONNECT_TIMEOUT_MS
     )
 
 
@@ -61,10 +56,11 @@ class HttpUpstream:
         client: shared; closed by whoever made it.
     """
 
-    def __init__(self, upstream: Upstream, secrets: Secrets, client: httpx2.AsyncClient) -> None:
+    def __init__(self, upstream: Upstream, secrets: Secrets, client: Connections) -> None:
         self._upstream = upstream
         self._secrets = secrets
         self._client = client
+        self._urls: dict[str, httpx2.URL] = {}  # by endpoint; there are five
 
     @contextlib.asynccontextmanager
     async def open(self, request: ModelRequest, model: str) -> AsyncIterator[Answer]:
@@ -79,20 +75,15 @@ class HttpUpstream:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._upstream.timeout_ms / 1000
         key = self._key()
-        prepared = self._client.build_request(
-            "POST",
-            f"{self._upstream.base_url.rstrip('/')}/{request.endpoint}",
-            content=_body(request, model),
-            headers=self._headers(request, key),
-        )
         with self._translated(None, key):
+            url = self._url(request.endpoint)
             async with self._in_time(deadline, None):
-                response = await self._client.send(prepared, stream=True)
+                response = await self._client.post(url, self._headers(request, key), _body(request, model))
         chunks = self._chunks(response, key, deadline)
         try:
             await self._check_head(response, chunks, key)
             yield Answer(
-                status=response.status_code,
+                status=response.status,
                 content_type=response.headers.get("content-type", "application/json"),
                 headers=_passed_on(response.headers),
                 chunks=chunks,
@@ -105,6 +96,17 @@ class HttpUpstream:
 
     async def close(self) -> None:
         """The client is shared, so there is nothing to let go of."""
+
+    def _url(self, endpoint: str) -> httpx2.URL:
+        """Where requests of a kind go.
+
+        Raises:
+            InvalidURL: the configured address is none.
+        """
+        url = self._urls.get(endpoint)
+        if url is None:
+            url = self._urls[endpoint] = httpx2.URL(f"{self._upstream.base_url.rstrip('/')}/{endpoint}")
+        return url
 
     def _key(self) -> str:
         """The key, which is asked for at each dispatch so that a rotated one is used at once.
@@ -163,15 +165,15 @@ class HttpUpstream:
         """What the HTTP client raises, as errors that say whose it was; never with the key."""
         try:
             yield
-        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        except FAILURES as error:
             did = "could not be reached" if status is None else "broke off its answer"
             what = without(f"{type(error).__name__}: {error}", key)
             message = f"upstream `{self._upstream.name}` {did}: {what}"
             # The cause holds the request, whose headers hold the key: it is not shown.
             raise UpstreamError(message, upstream=self._upstream.name, status=status) from None
 
-    async def _check_head(self, response: httpx2.Response, chunks: AsyncIterator[bytes], key: str) -> None:
-        status, name = response.status_code, self._upstream.name
+    async def _check_head(self, response: Reply, chunks: AsyncIterator[bytes], key: str) -> None:
+        status, name = response.status, self._upstream.name
         encoding = response.headers.get("content-encoding", "").strip().lower()
         if encoding not in ENCODINGS:
             message = f"upstream `{name}` sent its answer as `{encoding}`; `identity` was asked for"
@@ -189,11 +191,9 @@ class HttpUpstream:
                 body=text,
             )
 
-    async def _chunks(
-        self, response: httpx2.Response, key: str, deadline: float
-    ) -> AsyncGenerator[bytes, None]:
-        status, size = response.status_code, 0
-        async with contextlib.aclosing(response.aiter_bytes()) as stream:
+    async def _chunks(self, response: Reply, key: str, deadline: float) -> AsyncGenerator[bytes, None]:
+        status, size = response.status, 0
+        async with contextlib.aclosing(response.body()) as stream:
             while True:
                 with self._translated(status, key):
                     async with self._in_time(deadline, status):

@@ -20,9 +20,10 @@ from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 from pydantic_core import to_jsonable_python
 
 from perdure.agents.agent import Agent
-from perdure.agents.run import Run
+from perdure.agents.run import Run, current_run
 from perdure.agents.step import Step
-from perdure.core.errors import DefinitionError
+from perdure.agents.tool import FunctionTool
+from perdure.core.errors import ActionNotDoneError, ArgumentsInvalidError, DefinitionError, ToolFailedError
 from perdure.models.durability import IN_RUN, PerdureDurability, timeless
 from perdure.models.live_step import Policy, policy_of
 
@@ -81,6 +82,8 @@ def _tool(item: Any, policies: dict[str, Policy]) -> Tool[Any]:
     """A tool as Pydantic AI has it; a step keeps its name and policy."""
     if isinstance(item, Tool):
         return item
+    if isinstance(item, FunctionTool):
+        return _governed(item)
     if isinstance(item, Step):
         name = item.name if item.name.isidentifier() else item.function.__name__
         policies[name] = policy_of(item)
@@ -92,6 +95,21 @@ def _tool(item: Any, policies: dict[str, Policy]) -> Tool[Any]:
             raise DefinitionError(f"tool `{item.__name__}` is code of the run, so it must be `async def`")
         return Tool(item, metadata={"perdure": IN_RUN})
     return Tool(item)
+
+
+def _governed(item: FunctionTool) -> Tool[Any]:
+    """A tool of ours: the model's call of it is an action, through the gateway."""
+    spec = item.spec
+
+    async def use(**arguments: Any) -> Any:
+        try:
+            return await current_run().act(item, **arguments)
+        except (ToolFailedError, ActionNotDoneError, ArgumentsInvalidError) as error:
+            return f"{error.code}: {error.message}"  # for the model to read, and to do something else
+
+    made: Tool[Any] = Tool.from_schema(use, spec.name, spec.description, dict(spec.parameters))
+    made.metadata = {"perdure": IN_RUN}
+    return made
 
 
 def _handler(

@@ -22,7 +22,7 @@ from perdure.kernel.retry import delay_ms
 from perdure.ports import Answer, Entropy, Secrets
 
 if TYPE_CHECKING:
-    import httpx2
+    from perdure.models.connections import Connections
 
 OPENAI_ENDPOINTS = frozenset({"chat/completions", "responses", "embeddings"})
 ANTHROPIC_ENDPOINTS = frozenset({"messages", "messages/count_tokens"})
@@ -76,7 +76,7 @@ class ConfiguredUpstreams:
     ) -> None:
         self._secrets = secrets
         self._entropy = entropy or _SystemEntropy()
-        self._client: httpx2.AsyncClient | None = None
+        self._client: Connections | None = None
         self._seats = [_Seat(_checked(item)) for item in upstreams]
         for seat in self._seats:
             if seat.upstream.wire in ("scripted", "local"):  # a missing file or package is told at start
