@@ -14,6 +14,7 @@ from bench import measures, report, targets
 from bench.plan import FULL, QUICK
 from bench.subjects import TABLE
 
+GATEWAY = "gateway"  # no subject: it is compared with a proxy of its own
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -21,14 +22,16 @@ def main() -> int:
     """Zero also when targets are missed: the tables say so; a benchmark is no test."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round, small sizes; not for quoting")
-    parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(TABLE)}")
+    parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join((*TABLE, GATEWAY))}")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON and the picture go")
     chosen = parser.parse_args()
-    names = list(TABLE) if chosen.only is None else [name for name in TABLE if name in chosen.only.split(",")]
-    unknown = set((chosen.only or "").split(",")) - set(TABLE) - {""}
-    if unknown or not names:
+    offered = (*TABLE, GATEWAY)
+    asked = offered if chosen.only is None else tuple(chosen.only.split(","))
+    names = [name for name in TABLE if name in asked]
+    unknown = set(asked) - set(offered)
+    if unknown:
         parser.error(
-            f"no subject is called {', '.join(sorted(unknown))}; expected some of {', '.join(TABLE)}"
+            f"no subject is called {', '.join(sorted(unknown))}; expected some of {', '.join(offered)}"
         )
     console = Console()
     progress = Console(stderr=True)
@@ -37,11 +40,13 @@ def main() -> int:
         QUICK if chosen.quick else FULL,
         names,
         lambda text: progress.print(f"[dim]{text}[/]", highlight=False),
+        with_gateway=GATEWAY in asked,
     )
     found = targets.verdicts(results)
     results = {"began": began.isoformat(timespec="seconds"), **results, "targets": targets.as_rows(found)}
     chosen.out.mkdir(parents=True, exist_ok=True)
-    stem = began.strftime("%Y-%m-%d") + ("-quick" if chosen.quick else "")
+    alone = "" if names else f"-{GATEWAY}"  # beside the figures of all, not in their place
+    stem = began.strftime("%Y-%m-%d") + alone + ("-quick" if chosen.quick else "")
     raw = chosen.out / f"{stem}.json"
     raw.write_text(json.dumps(results, indent=1) + "\n")
     report.show(results, found, console)

@@ -18,14 +18,17 @@ Say = Callable[[str], None]
 Result = dict[str, Any]
 
 
-def all_measures(plan: Plan, names: list[str], say: Say) -> Result:
-    """Everything that ``plan`` asks for, of the subjects called ``names``."""
-    results: Result = {"plan": plan.name, "machine": machine(), "rounds": rounds(plan, names, say)}
+def all_measures(plan: Plan, names: list[str], say: Say, *, with_gateway: bool) -> Result:
+    """Everything that ``plan`` asks for, of the subjects called ``names``, and of the gateway."""
+    results: Result = {"plan": plan.name, "machine": machine()}
+    results["rounds"] = rounds(plan, names, say) if names else []
     if "perdure" in names:
         results["parked"] = parked(plan, say)
         results["recovery"] = [recovery(runs, say) for runs in plan.recovery_runs]
     turns = {"perdure": plan.perdure_turns, "langgraph": plan.langgraph_turns}
     results["storage"] = {name: storage(name, points, say) for name, points in turns.items() if name in names}
+    if with_gateway:
+        results["gateway"] = gateway(plan, say)
     return results
 
 
@@ -75,6 +78,19 @@ def storage(name: str, points: tuple[int, ...], say: Say) -> Result:
     say(f"a session of {points[-1]:,} turns: {name}")
     with processes.folder() as path:
         return processes.measure(name, "storage", {"directory": str(path), "points": list(points)})
+
+
+def gateway(plan: Plan, say: Say) -> Result:
+    """The gateway beside a bare proxy, its replays and a kill; rounds of its own, for each has three processes."""
+    say(f"gateway and bare proxy, {plan.rounds} round(s)")
+    with processes.folder() as path:
+        options = {
+            "directory": str(path),
+            "rounds": plan.rounds,
+            "seconds": plan.gateway_s,
+            "calls": plan.gateway_calls,
+        }
+        return processes.measure("perdure", "gateway", options)
 
 
 def machine() -> Result:

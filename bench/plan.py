@@ -19,6 +19,8 @@ class Plan:
     recovery_runs: tuple[int, ...]
     perdure_turns: tuple[int, ...]
     langgraph_turns: tuple[int, ...]
+    gateway_s: float
+    gateway_calls: int
 
 
 FULL = Plan(
@@ -30,6 +32,8 @@ FULL = Plan(
     recovery_runs=(2_500, 5_000, 10_000),
     perdure_turns=(1_000, 5_000, 10_000),
     langgraph_turns=(500, 1_000, 2_000),
+    gateway_s=4,
+    gateway_calls=1_000,
 )
 QUICK = Plan(
     name="quick",
@@ -40,4 +44,6 @@ QUICK = Plan(
     recovery_runs=(500, 1_000, 2_000),
     perdure_turns=(200, 1_000, 2_000),
     langgraph_turns=(100, 200, 400),
+    gateway_s=1,
+    gateway_calls=200,
 )

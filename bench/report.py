@@ -11,6 +11,17 @@ from bench.subjects import TABLE
 from bench.targets import Verdict, langgraph_at, medians, ratio
 
 Result = dict[str, Any]
+GATEWAY_ROWS = (
+    ("one at a time, 3 KB", "one_3kb", "median_ms", "ms"),
+    ("one at a time, 30 KB", "one_30kb", "median_ms", "ms"),
+    ("64 in flight, 3 KB", "many_3kb", "calls_per_s", "calls/s"),
+    ("64 in flight, 3 KB", "many_3kb", "median_ms", "ms"),
+    ("64 in flight, 3 KB: processor time", "many_3kb", "cpu_ms", "ms"),
+    ("64 in flight, 30 KB", "many_30kb", "calls_per_s", "calls/s"),
+    ("64 in flight, 30 KB", "many_30kb", "median_ms", "ms"),
+    ("64 in flight, 30 KB: processor time", "many_30kb", "cpu_ms", "ms"),
+    ("first token of a stream, 3 KB", "stream_3kb", "median_ms", "ms"),
+)
 
 
 def show(results: Result, found: list[Verdict], console: Console) -> None:
@@ -19,8 +30,11 @@ def show(results: Result, found: list[Verdict], console: Console) -> None:
         console.print("[bold yellow]quick plan: one round and small sizes; not figures to quote[/]")
     if results["machine"]["filesystem"] in ("tmpfs", "ramfs"):
         console.print("[bold red]the data is on tmpfs, where a commit is free: these figures mean nothing[/]")
-    _speed(results["rounds"], console)
-    _once(results, console)
+    if results["rounds"]:
+        _speed(results["rounds"], console)
+        _once(results, console)
+    if "gateway" in results:
+        _gateway(results["gateway"], console)
     _targets(found, console)
     _not_run(results, console)
 
@@ -83,6 +97,39 @@ def _once(results: Result, console: Console) -> None:
     console.print(table)
 
 
+def _gateway(found: Result, console: Console) -> None:
+    if error := found.get("error"):
+        console.print(f"[bold]gateway[/] not run: {error}", highlight=False)
+        return
+    rounds = found["rounds"]
+    table = Table(
+        title=f"Model calls through the gateway and through a bare proxy, median of {len(rounds)} round(s)"
+    )
+    for column in ("calls", "bare", "gateway", "gateway - bare", "gateway / bare"):
+        table.add_column(column, justify="left" if column == "calls" else "right")
+    for title, window, key, unit in GATEWAY_ROWS:
+        over, under = (medians(rounds, name, window, key) for name in ("gateway", "bare"))
+        times = ratio(rounds, "gateway", "bare", window, key)
+        added = None if over is None or under is None else over - under
+        places = 2 if unit == "ms" else 0
+        table.add_row(
+            f"{title}, {unit}",
+            *(_number(figure, places) for figure in (under, over, added)),
+            _number(times, 2),
+        )
+    console.print(table)
+    alone, beside = (medians(rounds, "replay", name, "calls_per_s") for name in ("alone", "side_by_side"))
+    frontier, opened, own = (
+        medians(rounds, "crash", name) for name in ("frontier_s", "opened_s", "own_start_s")
+    )
+    console.print(
+        f"replayed: {_number(alone, 0)} calls/s one at a time, {_number(beside, 0)} with 16 in flight\n"
+        f"kill -9 after {found['calls']:,} calls: first live call {_number(frontier, 2)} s after the start of the new "
+        f"process, which had opened after {_number(opened, 2)} s; own start of the program {_number(own, 2)} s",
+        highlight=False,
+    )
+
+
 def _targets(found: list[Verdict], console: Console) -> None:
     table = Table(title="Targets")
     for column in ("what", "target", "measured", "verdict"):
@@ -94,7 +141,7 @@ def _targets(found: list[Verdict], console: Console) -> None:
 
 
 def _not_run(results: Result, console: Console) -> None:
-    for name in results["rounds"][0]:
+    for name in results["rounds"][0] if results["rounds"] else ():
         if error := error_of(results["rounds"], name):
             console.print(f"[bold]{TABLE[name].title}[/] not run: {error}", highlight=False)
 

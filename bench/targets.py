@@ -15,6 +15,10 @@ PARKED_BYTES = 1024
 WAKE_MS = 5.0
 FIRST_STEP_S = 1.0
 LINEAR_RECOVERY = 1.5  # a later run may take this much longer than an earlier one: timing is noisy
+OVER_BARE_MS = 2.0  # what the journal may add to a model call alone, and to the first token of a stream
+OVER_BARE_MANY = 1.3  # how many times the calls per second of the bare proxy, 64 in flight
+REPLAYED_PER_S = 1_000.0
+FRONTIER_S = 2.0
 LINEAR_STORAGE = 1.1  # the same for bytes, which are not
 
 Result = dict[str, Any]
@@ -56,7 +60,10 @@ def ratio(rounds: list[dict[str, Result]], above: str, below: str, *path: str) -
 
 def verdicts(results: Result) -> list[Verdict]:
     """All targets, in the order of the measures."""
+    of_gateway = gateway(results["gateway"]) if "gateway" in results else []
     rounds = results["rounds"]
+    if not rounds:
+        return of_gateway
     rows = [
         _least(
             f"steps/s over {name}", ratio(rounds, "perdure", name, "throughput", "steps_per_s"), least, "x"
@@ -73,7 +80,7 @@ def verdicts(results: Result) -> list[Verdict]:
         _most(f"memory of a parked run, {runs:,} parked", found.get("bytes_per_run"), PARKED_BYTES, " B")
     )
     rows.append(_most(f"a message wakes a run, {runs:,} parked", found.get("wake_ms"), WAKE_MS, " ms"))
-    return rows + _recovery(results.get("recovery", [])) + _storage(results.get("storage", {}))
+    return rows + _recovery(results.get("recovery", [])) + _storage(results.get("storage", {})) + of_gateway
 
 
 def _recovery(rows: list[Result]) -> list[Verdict]:
@@ -94,6 +101,40 @@ def _recovery(rows: list[Result]) -> list[Verdict]:
         _most("time per later run over earlier run (linear = 1)", slope, LINEAR_RECOVERY, "x"),
         _most("runs lost", lost, 0, ""),
     ]
+
+
+def gateway(found: Result) -> list[Verdict]:
+    """What the gateway may cost, over the bare proxy in the same round, and what it must do."""
+    rounds = found.get("rounds", [])
+    rows: list[Verdict] = []
+    for size in ("3kb", "30kb"):
+        added = _added(rounds, f"one_{size}", "median_ms")
+        rows.append(
+            _most(f"a model call alone over a bare proxy, {size.upper()}", added, OVER_BARE_MS, " ms")
+        )
+    for size in ("3kb", "30kb"):
+        times = ratio(rounds, "bare", "gateway", f"many_{size}", "calls_per_s")
+        what = f"a bare proxy's calls/s over the gateway's, 64 in flight, {size.upper()}"
+        rows.append(_most(what, times, OVER_BARE_MANY, "x"))
+    token = _added(rounds, "stream_3kb", "median_ms")
+    replayed = medians(rounds, "replay", "alone", "calls_per_s")
+    frontier = medians(rounds, "crash", "gateway_s")
+    again = [float(row[name]["repeated"]) for row in rounds for name in ("replay", "crash")]
+    calls = found.get("calls", 0)
+    return [
+        *rows,
+        _most("first token of a stream over a bare proxy", token, OVER_BARE_MS, " ms"),
+        _least("replayed calls/s, one at a time", replayed, REPLAYED_PER_S, "/s"),
+        _most(f"frontier after kill -9, {calls:,} calls, without own start", frontier, FRONTIER_S, " s"),
+        _most("calls made again at the provider", sum(again) if again else None, 0, ""),
+    ]
+
+
+def _added(rounds: list[dict[str, Result]], *path: str) -> float | None:
+    """The median over the rounds of what the gateway takes longer."""
+    pairs = [(value(row, "gateway", *path), value(row, "bare", *path)) for row in rounds]
+    found = [over - under for over, under in pairs if over is not None and under is not None]
+    return median(found) if found else None
 
 
 def _storage(found: dict[str, Result]) -> list[Verdict]:

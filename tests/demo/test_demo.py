@@ -33,6 +33,10 @@ def test_the_shipped_mails_killed_half_way(tmp_path):
     summary = json.loads(done.stdout)
     mails = len(list(SHIPPED_MAILS.glob("*.eml")))
     assert summary["proved"] is True
+    trip = summary["trip"]
+    assert trip["proved"] is True
+    assert (trip["model_calls"], trip["bookings"], trip["doubtful"]) == (5, {"flight": 1, "hotel": 1}, 0)
+    assert trip["served"] >= 10
     assert summary["extraction"] == "rules, no model"
     assert summary["reviewer"] == "scripted reviewer"
     assert summary["killed"]["signal"] == 9

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.timeout(280)
 
 def check(made: Desk, result: dict[str, object], *, lost: int = 0) -> None:
     """The counts are the ideal ones, and a pure replay gives the same answer without asking anybody."""
+    made.rows()  # learns the id of the run
     requests, uses, bookings = IDEAL[made.env.get("MODEL", "seq")]
     asked = len(made.provider_calls())
     assert asked == requests + lost, made.told()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.testing import torture_actions
 from perdure.testing.torture import again, at_random, boundaries
 
 
@@ -27,3 +28,11 @@ async def test_killed_at_random(tmp_path: Path) -> None:
     verdict = await at_random(tmp_path, runs=60, seed=1, report=lambda kills: None)
     assert verdict.is_good, verdict
     assert verdict.kills >= 1
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after commit", "before commit"])
+async def test_actions_killed_at_every_boundary(tmp_path: Path, before: bool) -> None:
+    verdict = await torture_actions.boundaries(tmp_path, before=before, report=lambda kills: None)
+    assert verdict.is_good, verdict
+    assert verdict.kills >= 8, verdict
+    assert verdict.doubtful >= 3, verdict

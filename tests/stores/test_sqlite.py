@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -286,3 +287,21 @@ async def test_a_locked_database_is_unavailable_and_nothing_is_written(tmp_path:
     await store.transact(lambda tx: insert(tx, "two"))
     assert store.read(lambda tx: [tx.run("one"), tx.run("two") is not None]) == [None, True]
     await store.close()
+
+
+def test_two_processes_may_make_a_database_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    failures: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            open_connection(path).close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []

@@ -24,6 +24,7 @@ from perdure.demo.desk import FolderError, mails_in, steps_expected
 from perdure.demo.director import DemoError, Outcome, Plan, direct
 from perdure.demo.review import Answer
 from perdure.demo.reviewer import SHIPPED_MAILS, PersonReviewer, Reviewer, ScriptedReviewer
+from perdure.demo.trip.show import Trip, TripError, run_trip
 
 EXIT_PROVED, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 PACE_MS = 150  # a person can watch it, and the kill finds steps at work
@@ -46,15 +47,24 @@ def run_face(arguments: Sequence[str] | None) -> int:
         watched = _Show(
             console, plan, steps_expected(len(files)), has_bar=isinstance(reviewer, ScriptedReviewer)
         )
-        watched.opening(folder, len(files), reviewer)
         started = time.monotonic()
+        if options.folder is None:
+            console.rule("an unmodified agent program")
+        trip = (
+            None
+            if options.folder
+            else asyncio.run(run_trip(plan.data.parent / "trip", lambda text: _say(console, text)))
+        )
+        if trip is not None:
+            _show_trip(console, trip)
+        watched.opening(folder, len(files), reviewer)
         with watched.progress:
             outcome = asyncio.run(direct(plan, reviewer, watched))
         elapsed_ms = round((time.monotonic() - started) * 1000)
     except (FolderError, OSError) as error:
         errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return EXIT_USAGE
-    except (DemoError, PerdureError, TimeoutError) as error:
+    except (DemoError, TripError, PerdureError, TimeoutError) as error:
         errors.print(f"[red]the demo failed:[/] {escape(str(error) or 'it took too long')}", soft_wrap=True)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -62,11 +72,50 @@ def run_face(arguments: Sequence[str] | None) -> int:
         return EXIT_INTERRUPTED
     if options.json:
         sys.stdout.write(
-            json.dumps(summary_of(plan, outcome, reviewer, elapsed_ms), indent=2, ensure_ascii=False) + "\n"
+            json.dumps(
+                {
+                    **summary_of(plan, outcome, reviewer, elapsed_ms),
+                    "trip": None if trip is None else told(trip),
+                },
+                indent=2,
+                ensure_ascii=False,
+            )
+            + "\n"
         )
     else:
         _show_outcome(console, plan, outcome, elapsed_ms)
-    return EXIT_PROVED if outcome.is_proved else EXIT_FAILED
+    proved = outcome.is_proved and (trip is None or trip.is_proved)
+    return EXIT_PROVED if proved else EXIT_FAILED
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(escape(text), soft_wrap=True, highlight=False)
+
+
+def _show_trip(console: Console, trip: Trip) -> None:
+    for line in trip.picture:
+        console.print(escape(line), soft_wrap=True, highlight=False)
+    lost = f", and {trip.lost_model_calls} that was under way at the kill" if trip.lost_model_calls else ""
+    booked = ", ".join(f"{what} {count}x" for what, count in sorted(trip.bookings.items()))
+    _say(console, f"answer: {trip.answer}")
+    _say(
+        console,
+        f"model requests paid for: {trip.model_calls}{lost}; booked: {booked}; {trip.served} calls answered from the journal",
+    )
+    verdict = (
+        "proved: nothing was done twice, and nothing recorded was paid for twice"
+        if trip.is_proved
+        else "not proved"
+    )
+    console.print(f"[bold]{verdict}[/] ({trip.took_ms} ms)", highlight=False)
+
+
+def told(trip: Trip) -> dict[str, Any]:
+    """The trip, for programs."""
+    return {
+        "proved": trip.is_proved,
+        **{name: getattr(trip, name) for name in trip.__struct_fields__ if name != "picture"},
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

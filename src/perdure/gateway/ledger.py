@@ -30,6 +30,9 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     by: str = ""
     result: Any = None
     reason: str = ""
+    about: str = (
+        ""  # the state that the action was in: a decision about a held one says nothing of a later doubt
+    )
 
 
 def propose(
@@ -178,7 +181,7 @@ def rule(
 ) -> tuple[e.CallEntry, Blobs] | None:
     """What a decision makes of an action: its end, or that it goes on. ``None`` if it does not fit the action's state."""
     row = tx.action(run_id, call)
-    if row is None:
+    if row is None or ruling.about not in ("", row.state):
         return None
     by = ruling.by or "unknown"
     common: dict[str, Any] = {**position, "call": call, "name": row.name, "digest": digest}
@@ -244,8 +247,11 @@ def close_run(tx: Transaction, run_id: str, now_ms: int) -> None:
     for row in tx.run_actions(run_id):
         if row.state is S.HELD:
             change(tx, row, S.REFUSED, ended_ms=now_ms, code="run-ended")
+        elif row.state is S.INTENDED and row.what == "tool":
+            change(tx, row, S.UNKNOWN, ended_ms=now_ms, code="run-ended")
         elif row.state is S.INTENDED:
-            change(tx, row, S.UNKNOWN if row.what == "tool" else S.LOST, ended_ms=now_ms, code="run-ended")
+            tx.book(run_id, NOTHING.minus(row.reserved), NOTHING)
+            change(tx, row, S.LOST, ended_ms=now_ms, reserved=NOTHING, code="run-ended")
 
 
 def change(tx: Transaction, row: ActionRecord, state: ActionState, **fields: Any) -> None:

@@ -22,6 +22,9 @@ PRICE_TEXT_MAX = 32  # characters; keeps the exact arithmetic small
 # A configured price has no field for writing a provider's prompt cache, which costs up to twice the input (Anthropic's
 # hour-long cache does): the most is charged, so that a budget holds. The table knows the exact price.
 CACHE_WRITE_FACTOR = 2
+MINUTE_MS = 60_000  # prices of the table begin and end at whole minutes
+RATES_MAX = 1_024  # models of the last minutes whose prices are kept; a few hundred bytes each
+RATE_SCALES = (100, 10_000_000)  # tokens: below and beyond every step that a price list has
 
 
 def cost_usd_micros(model: str, usage: Usage, price: Price | None, at_ms: int) -> int | None:
@@ -113,10 +116,55 @@ def _part(count: int | None, price: str | None) -> Fraction | None:
 def _from_table(model: str, usage: Usage, at_ms: int) -> int | None:
     if not model or usage.input_tokens is None or usage.output_tokens is None:
         return None
-    return _table_cost(model, usage, at_ms)
+    cached, written = usage.cached_input_tokens or 0, usage.cache_write_tokens or 0
+    plain = usage.input_tokens - cached - written
+    rates = _rates(model, at_ms // MINUTE_MS) if plain >= 0 else None
+    if rates is None:
+        return _table_cost(model, usage, at_ms)
+    request, *parts = rates
+    counts = (plain, usage.output_tokens, cached, written)
+    return ceil(request + sum(count * part for count, part in zip(counts, parts, strict=True)))
+
+
+@functools.lru_cache(maxsize=RATES_MAX)
+def _rates(model: str, minute: int) -> tuple[Fraction, ...] | None:
+    """What the table asks in a minute, in millionths of a dollar: for a request, and for a token of each kind.
+
+    The library takes a sixth of a millisecond for one price, so it is asked for some round numbers only, and again beyond
+    where prices have steps. ``None``: it does not know the model, or its prices are not the same for every token, and it must
+    be asked each time.
+    """
+
+    def cost(*counts: int) -> Fraction | None:
+        plain, output, cached, written = (count * scale for count in counts)
+        whole = Usage(
+            input_tokens=plain + cached + written, output_tokens=output, cached_input_tokens=cached,
+            cache_write_tokens=written,
+        )  # fmt: skip
+        return _table_price(model, whole, minute * MINUTE_MS)
+
+    found: list[tuple[Fraction, ...]] = []
+    for scale in RATE_SCALES:
+        request = cost(0, 0, 0, 0)
+        single = [cost(*(int(at == kind) for at in range(4))) for kind in range(4)]
+        mixed = cost(4, 3, 2, 1)
+        if request is None or mixed is None or None in single:
+            return None
+        rates = [(price - request) / scale for price in single if price is not None]
+        if mixed != request + sum(
+            count * rate * scale for count, rate in zip((4, 3, 2, 1), rates, strict=True)
+        ):
+            return None
+        found.append((request, *rates))
+    return found[0] if all(item == found[0] for item in found) else None
 
 
 def _table_cost(model: str, usage: Usage, at_ms: int) -> int | None:
+    price = _table_price(model, usage, at_ms)
+    return None if price is None else ceil(price)
+
+
+def _table_price(model: str, usage: Usage, at_ms: int) -> Fraction | None:
     # Imported when it is first needed: the table and its library take a third of a second, and most commands of the
     # command line never price anything.
     from genai_prices import Usage as Counts
@@ -137,4 +185,4 @@ def _table_cost(model: str, usage: Usage, at_ms: int) -> int | None:
         return None
     if usage.output_tokens and found.model_price.output_mtok is None:
         return None
-    return ceil(found.total_price * 1_000_000)
+    return Fraction(found.total_price) * 1_000_000

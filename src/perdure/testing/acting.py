@@ -9,6 +9,7 @@ from perdure.agents.run import Run
 from perdure.core.actions import Budget
 from perdure.core.errors import PerdureError
 from perdure.testing.tools import ANSWER_TOKENS_MAX, PRICED, TOOLS, UNPRICED
+from perdure.testing.world import here
 
 _NAMES = tuple(tool.spec.name for tool in TOOLS)
 
@@ -51,7 +52,7 @@ async def crowd(run: Run, n: int) -> list[str]:
         done.append("too late")
     task = asyncio.ensure_future(run.act("opaque", n=n))
     await asyncio.sleep(0)
-    task.cancel()
+    here().sometimes["action given up by its agent"] += task.cancel()
     await run.sleep(run.random() * 4)
     return done
 

@@ -99,6 +99,10 @@ class Swarm:
     pause: float
     clock_step: float
     client_gives_up: float
+    tool_unreachable: float
+    tool_fails: float
+    tool_hangs: float
+    model_fails: float
     store_ms: int
     step_ms: int
     skew_ms: int
@@ -115,7 +119,8 @@ class Swarm:
         highest = {"crash_before_commit": 0.015, "crash_after_commit": 0.015, "store_busy": 0.05, "store_full": 0.05,
                    "store_unknown": 0.04, "store_lost": 0.04, "store_slow": 0.03, "step_fails_before": 0.25,
                    "step_fails_after": 0.25, "step_hangs": 0.15, "crash_in_step": 0.04, "crash": 0.25,
-                   "drain": 0.15, "pause": 0.3, "clock_step": 0.3, "client_gives_up": 0.3}  # fmt: skip
+                   "drain": 0.15, "pause": 0.3, "clock_step": 0.3, "client_gives_up": 0.3,
+                   "tool_unreachable": 0.2, "tool_fails": 0.2, "tool_hangs": 0.2, "model_fails": 0.25}  # fmt: skip
         values: dict[str, float] = {}
         for item in fields(cls):
             if item.name in highest:

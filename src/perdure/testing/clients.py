@@ -14,6 +14,7 @@ from perdure.core.records import RunRecord, Status
 from perdure.core.values import Payload, pack
 from perdure.engines.embedded import works
 from perdure.engines.embedded.engine import EmbeddedEngine
+from perdure.testing.operators import Operators
 from perdure.testing.store import SimStore
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 4.0  # how long a client waits before it asks again
 KINDS = (
     "chain", "fan", "brittle", "collector", "parent", "busy", "exclusive", "latest", "asker", "hurried", "busy",
-    "fan", "collector", "hasty",
+    "fan", "collector", "hasty", "errand", "crowd", "careless", "thrifty", "household", "company", "errand", "crowd",
+    "company",
 )  # fmt: skip
 Ask = Callable[[EmbeddedEngine], Coroutine[Any, Any, Any]]
 
@@ -40,6 +42,7 @@ class Clients:
         self._store = SimStore(world, "")
         self._open = 0
         self.mailboxes: list[str] = []
+        self._operators = Operators(world, self._act, self._now_ms)
 
     @property
     def is_done(self) -> bool:
@@ -48,7 +51,10 @@ class Clients:
 
     async def work(self) -> None:
         """Start what the seed says, some of it in short order."""
+        from perdure.testing.world import FAULTY_S
+
         world = self._world
+        self._spawn(self._operators.watch(FAULTY_S))
         for number in range(world.swarm.clients):
             self._spawn(self._client(number))
             await asyncio.sleep(world.chance.between("client ms", 0, 1_500) / 1000)
@@ -142,7 +148,7 @@ class Clients:
             return works.NewRun(
                 id=f"client{number:02}x{chance.bits('id'):016x}", agent=kind, version=agent.version,
                 input=payload_of(data), chance=chance.bits("seed") >> 2, deadline_ms=due_ms,
-                conflict=agent.conflict, **options,
+                conflict=agent.conflict, budget=agent.budget, **options,
             )  # fmt: skip
 
         async def beside() -> RunRecord:
@@ -192,6 +198,7 @@ class Clients:
                 await self._act(partial(self._resume, run=row.id), row.id)
             elif row.agent == "collector" and (row.parent is None or self._is_orphan(row)):
                 await self._send(row.id, "stop")
+        await self._operators.help()
         await self.answer()
 
     def _resume(self, tx: Any, run: str) -> Any:

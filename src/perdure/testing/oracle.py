@@ -12,11 +12,13 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from perdure.core import entries as e
+from perdure.core.actions import ACTION_TOPIC
 from perdure.core.errors import BrokenInvariantError, PerdureError
 from perdure.core.records import RunFilter, RunRecord, Status
 from perdure.core.values import decode
 from perdure.kernel.machine import TRANSITIONS
 from perdure.kernel.run import RunState, fold
+from perdure.testing.ledger_oracle import LedgerOracle
 from perdure.testing.replay import replayed
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Oracle:
         self.accepted: dict[str, list[tuple[int, str, Any]]] = defaultdict(list)  # by run: id, topic, body
         self._progress: dict[tuple[str, str], tuple[int, float]] = {}
         self.touched: dict[str, set[str]] = defaultdict(set)  # keys with which an action reached the world
+        self.ledger = LedgerOracle(world, self)
 
     def demand(self, number: int, condition: object, message: str) -> None:
         """Fail the world unless ``condition`` holds."""
@@ -59,6 +62,7 @@ class Oracle:
         """Look at what a commit of ``worker`` (empty: a client) has changed."""
         execute = self._world.disk.connection.execute
         names = []
+        self.ledger.begin()
         for run, seq, body, holder, status in execute(
             "SELECT r.id, s.seq, s.body, s.worker, s.status FROM seen_entries s JOIN runs r ON r.key = s.run "
             "ORDER BY s.rowid"
@@ -72,6 +76,7 @@ class Oracle:
                     6, held, f"{worker or 'a client'} wrote {entry} to {run}, {status} under `{holder}`"
                 )
             self._entry(run, entry)
+            self.ledger.entry(run, entry)
             self.bodies[run].append(zlib.crc32(body))
         for what, run, seq in execute("SELECT what, run, seq FROM seen_changes").fetchall():
             self.demand(1, False, f"entry {seq} of run {run} was {what}")
@@ -80,7 +85,9 @@ class Oracle:
         for run, number, topic, body in execute(
             "SELECT r.id, m.id, m.topic, m.body FROM seen_mail m JOIN runs r ON r.key = m.run ORDER BY m.id"
         ).fetchall():
-            self.accepted[run].append((number, topic, decode(body)))
+            if not topic.startswith(ACTION_TOPIC):  # decisions are judged by what becomes of their actions
+                self.accepted[run].append((number, topic, decode(body)))
+        self.ledger.committed(worker)
         for table in ("seen_entries", "seen_changes", "seen_status", "seen_mail"):
             execute(f"DELETE FROM temp.{table}")
         if names:
@@ -141,6 +148,7 @@ class Oracle:
             self._mail(row, journal)
         for action in self.actions:
             self.demand(4, action in self.touched, f"{action} is recorded, but never reached the world")
+        self.ledger.finished()
 
     def at_rest(self, worker: str, engine: EmbeddedEngine) -> None:
         """Nothing is left behind in a worker when every run has ended."""
@@ -179,8 +187,8 @@ class Oracle:
 
     def _mail(self, row: RunRecord, journal: list[e.AnyEntry]) -> None:
         execute = self._world.disk.connection.execute
-        query = "SELECT m.id FROM mail m JOIN runs r ON r.key = m.run WHERE r.id = ?"
-        left = {number for (number,) in execute(query, (row.id,))}
+        query = "SELECT m.id FROM mail m JOIN runs r ON r.key = m.run WHERE r.id = ? AND m.topic NOT LIKE ?"
+        left = {number for (number,) in execute(query, (row.id, f"{ACTION_TOPIC}%"))}
         found = {
             entry.message
             for entry in journal

@@ -1,4 +1,4 @@
-"""Three bugs that a durable runtime must not have, planted to see that simulated worlds find them.
+"""Bugs that a durable runtime must not have, planted to see that simulated worlds find them.
 
 They are put into parts of the engine from outside, for as long as a ``with planted(...)`` block lasts; nothing in the
 runtime knows of them.
@@ -23,12 +23,13 @@ from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.waits import position
 from perdure.stores.sqlite.transaction import SqliteTransaction
+from perdure.testing.planted_gateway import GATEWAY_BUGS, planted_in_gateway
 from perdure.testing.world import World
 
 ACK_BEFORE_JOURNAL = "ack-before-journal"
 ATTEMPT_IN_KEY = "attempt-in-key"
 NO_FENCE = "no-fence"
-BUGS = (ACK_BEFORE_JOURNAL, ATTEMPT_IN_KEY, NO_FENCE)
+BUGS = (ACK_BEFORE_JOURNAL, ATTEMPT_IN_KEY, NO_FENCE, *GATEWAY_BUGS)
 
 _call: ContextVar[OpenCall | None] = ContextVar("perdure_planted_call", default=None)
 
@@ -42,6 +43,9 @@ def planted(bug: str) -> Iterator[Any]:
     """
     if not bug:
         yield World
+    elif bug in GATEWAY_BUGS:
+        with planted_in_gateway(bug) as kind:
+            yield kind
     elif bug == NO_FENCE:
         yield lambda seed, only=None: World(seed, only, transaction=_Unfenced)
     elif bug == ATTEMPT_IN_KEY:

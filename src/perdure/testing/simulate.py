@@ -20,7 +20,14 @@ from perdure.testing.world import World
 
 SEEDS_FOR_SOMETIMES = 200  # fewer may miss a rare event by chance
 SHRINKS_MAX = 400  # worlds lived through to cut one plan down
-_NEVER_HERE = {"RunForked", "RunMigrated"}  # operators' doings that no client of these worlds does
+_NEVER_HERE = {
+    "RunForked",
+    "RunMigrated",
+    "ProgramStarted",
+    "ProgramExited",
+    "ProgramSuspended",
+    "ProgramEnded",
+}  # operators' doings that no client of these worlds does
 
 #: What must happen at least once over the seeds; else a fault or a path is not really tested.
 SOMETIMES = (
@@ -28,6 +35,14 @@ SOMETIMES = (
     "store lost", "store unknown", "store slow", "pause", "clock step", "drain", "step hung",
     "step failed before its effect", "step failed after its effect", "idempotency key reused", "step of a zombie",
     "message sent twice", "client asked again", "client gave up", "start refused", "cancel", "question answered", "run quarantined",
+    "action succeeded", "action failed", "action lost", "action refused", "action given up by its agent",
+    "doubtful action", "decided: succeeded", "decided: failed", "decided: refused", "decided: retry",
+    "decided by the probe", "decided: let the held one go on", "decided twice", "decision refused",
+    "settled after the end of its run", "budget raised", "held action released", "opaque tool repeated by decision",
+    "pure tool repeated", "idempotent tool repeated", "crash in a tool", "tool unreachable",
+    "tool failed before its effect", "tool failed after its effect", "tool hung before its effect", "tool answered late",
+    "tool lost its answer", "tool answered too much", "probe found that it happened", "probe found that it did not happen",
+    "probe failed", "probe could not tell", "model answered 429", "model broke off", "model refused", "model slow",
     *(kind.__name__ for kind in ENTRY_TYPES if kind.__name__ not in _NEVER_HERE),
 )  # fmt: skip
 

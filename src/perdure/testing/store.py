@@ -16,6 +16,7 @@ from perdure.core.errors import StoreFullError, StoreUnavailableError
 from perdure.ports.store import Transaction
 from perdure.stores.sqlite.schema import migrations, translate
 from perdure.stores.sqlite.transaction import SqliteTransaction
+from perdure.testing.ledger_oracle import WATCH as _WATCH_LEDGER
 from perdure.testing.loop import INCARNATION
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class SimDisk:
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
         for _, script in migrations():
             self.connection.executescript(script)
-        self.connection.executescript(_WATCH)
+        self.connection.executescript(_WATCH + _WATCH_LEDGER)
         self.transaction = transaction(self.connection)
         self.commits = 0
 

@@ -15,7 +15,7 @@ import msgspec
 
 from perdure.agents.agent import Agent
 from perdure.core.errors import ToolDoubtfulError, ToolUnreachableError, UpstreamError
-from perdure.core.limits import PAYLOAD_BYTES_MAX
+from perdure.core.limits import Settings
 from perdure.core.models import ModelRequest, Price
 from perdure.core.tools import RECOVERIES, Finding, Recovery, ToolOutput, ToolSpec, ToolUse
 from perdure.engines.embedded.acts import Outside
@@ -174,7 +174,9 @@ TOOLS: tuple[SimTool, ...] = tuple(SimTool(recovery) for recovery in RECOVERIES)
 def outside_of(agents: dict[str, Agent]) -> Outside:
     """The gateway of a simulated process."""
     gateway = Gateway(
-        upstreams=SimUpstreams(), redactor=Redactor(lambda: ()), payload_bytes_max=PAYLOAD_BYTES_MAX
+        upstreams=SimUpstreams(),
+        redactor=Redactor(lambda: ()),
+        payload_bytes_max=Settings().payload_bytes_max,
     )
     toolbox = Toolbox(())
     catalogues = {name: Catalogue(agent.tools, (), toolbox) for name, agent in agents.items()}

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ LIVES_MAX = 400  # lives of a worker in one round: more means that it does not g
 async def work(log: str, run: str, number: int) -> str:
     """Logs that it ran, then yields, so that kills fall between the effect and its record."""
     token = f"{run}/{number}"
-    _append(log, token)
+    append_line(log, token)
     await asyncio.sleep(0)
     return token
 
@@ -73,7 +73,8 @@ async def tortured_child(run: Run, log: str) -> str:
 AGENTS = [tortured, tortured_child]
 
 
-def _append(path: str, line: str) -> None:
+def append_line(path: str, line: str) -> None:
+    """Append a line to a log, in one write that a kill cannot tear."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         os.write(handle, f"{line}\n".encode())
@@ -317,14 +318,24 @@ def main() -> int:
         if not options.json and sys.stderr.isatty():
             print(f"\r{line}    ", end="", file=sys.stderr, flush=True)
 
-    found = asyncio.run(torture(options.rounds, options.runs, report))
+    from perdure.testing import torture_actions  # which needs this module
+
+    found: dict[str, Any] = dict(asyncio.run(torture(options.rounds, options.runs, report)))
+    acted: dict[str, Any] = dict(asyncio.run(torture_actions.torture(options.rounds, report)))
     if options.json:
-        print(json.dumps({kind: asdict(verdict) for kind, verdict in found.items()}))
+        print(json.dumps({kind: asdict(verdict) for kind, verdict in {**found, **acted}.items()}))
     else:
-        print(f"{'killed':<26}" + "".join(f"{key.replace('_', ' '):>28}" for key in asdict(Verdict())))
-        for kind, verdict in found.items():
-            print(f"{kind:<26}" + "".join(f"{value:>28}" for value in asdict(verdict).values()))
-    return 0 if all(verdict.is_good for verdict in found.values()) else 1
+        _print_table(found)
+        _print_table(acted)
+    return 0 if all(verdict.is_good for verdict in (*found.values(), *acted.values())) else 1
+
+
+def _print_table(found: Mapping[str, Any]) -> None:
+    for number, (kind, verdict) in enumerate(found.items()):
+        figures = asdict(verdict)
+        if not number:
+            print(f"{'killed':<26}" + "".join(f"{key.replace('_', ' '):>28}" for key in figures))
+        print(f"{kind:<26}" + "".join(f"{value:>28}" for value in figures.values()))
 
 
 if __name__ == "__main__":

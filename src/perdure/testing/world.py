@@ -78,17 +78,18 @@ class World:
         *,
         transaction: type[SqliteTransaction] = SqliteTransaction,
     ) -> None:
-        from perdure.testing import workload
+        from perdure.testing import acting, workload
 
         self.seed = seed
         self.chance = Chance(seed, only)
         self.swarm = Swarm.of(self.chance)
         self.loop = SimLoop()  # type: ignore[abstract] # what is not simulated raises on use
         self.disk = SimDisk(transaction)
-        self.agents: dict[str, Agent] = {item.name: item for item in workload.AGENTS}
+        self.agents: dict[str, Agent] = {item.name: item for item in (*workload.AGENTS, *acting.ACTORS)}
         self.trace: list[str] = []
         self.sometimes: Counter[str] = Counter()
         self.oracle = Oracle(self)
+        self.ledger = self.oracle.ledger
         self.processes: list[Process | None] = [None] * self.swarm.workers
         self.graveyard: list[Process] = []
         self.crashes = 0
@@ -147,7 +148,7 @@ class World:
             await asyncio.sleep(1.0)
             for process in self._up():
                 self.oracle.progress(process.name, process.engine)
-            if not self.oracle.unfinished() and clients.is_done:
+            if not self.oracle.unfinished() and not self.ledger.open() and clients.is_done:
                 break
         self.log("end")
         await asyncio.sleep(15.0)  # the last answers, and those who stood still, come back
@@ -289,6 +290,8 @@ class World:
 
 def context_engine(world: World, process: Process) -> EmbeddedEngine:
     """The engine of a process, with limits drawn by its seed."""
+    from perdure.testing.tools import outside_of
+
     swarm = world.swarm
     settings = Settings(
         concurrency=swarm.concurrency,
@@ -306,6 +309,7 @@ def context_engine(world: World, process: Process) -> EmbeddedEngine:
         settings=settings,
         name=process.worker,
         thread=None,
+        outside=outside_of(world.agents),
     )
 
 

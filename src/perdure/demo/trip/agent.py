@@ -1,3 +1,5 @@
+# ruff: noqa
+# mypy: ignore-errors
 """An ordinary agent program: a loop over the OpenAI API with tools over MCP. Nothing in it knows of Perdure."""
 
 import datetime

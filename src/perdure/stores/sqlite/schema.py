@@ -86,8 +86,33 @@ def _migrate(connection: sqlite3.Connection, *, read_only: bool) -> None:
         return
     for number, script in scripts:
         if number > version:
-            pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
-            connection.executescript(f"BEGIN IMMEDIATE;\n{script}\n{pragmas}\nCOMMIT;")
+            _apply(connection, number, script)
+
+
+def _apply(connection: sqlite3.Connection, number: int, script: str) -> None:
+    """One migration, once, also when two processes open a new database at the same time."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if connection.execute("PRAGMA user_version").fetchone()[0] < number:
+            for statement in _statements(script):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script: ``executescript`` would commit before it begins."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 @contextmanager
