@@ -175,6 +175,29 @@ async def test_a_held_action_can_be_refused(tmp_path: Path) -> None:
         assert len(calls) == 1
 
 
+@agent("researcher")
+async def researcher(run: Run, topic: str, depth: int = 1) -> dict[str, object]:
+    """Finds out about a topic."""
+    await run.act(look, q=topic)
+    return {"topic": topic, "depth": depth}
+
+
+@agent("editor", tools=["agents.researcher"], budget=Budget(calls=4))
+async def editor(run: Run) -> list[object]:
+    return await run.gather(run.act("researcher", topic="a"), run.act("researcher", topic="b", depth=2))
+
+
+async def test_an_agent_is_a_tool_of_another(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path, agents=[researcher, editor]) as runtime:
+        handle = await runtime.start("editor")
+        assert await handle.result(10) == [{"topic": "a", "depth": 1}, {"topic": "b", "depth": 2}]
+        assert [child.agent for child in runtime.runs(parent=handle.id)] == ["researcher", "researcher"]
+        account = runtime.actions.accounts(handle.id)[0]
+        assert account.spent.calls == 4  # two actions of its own, one of each child
+        [first, _] = runtime.actions.all_of(handle.id)
+        assert first.recovery == "idempotent"
+
+
 CHILD = """
 import asyncio, os, sys
 from pathlib import Path

@@ -156,14 +156,14 @@ def tool(function: Any = None, /, **options: Any) -> Any:
     return lambda chosen: FunctionTool(chosen, **options)
 
 
-def schema_of(function: Callable[..., Any], name: str) -> dict[str, Any]:
-    """JSON Schema of a function's parameters, with the descriptions of its docstring."""
-    hints = hints_of(function)
+def schema_of(function: Callable[..., Any], name: str, *, skip: int = 0) -> dict[str, Any]:
+    """JSON Schema of a function's parameters but the first ``skip``, with the descriptions of its docstring."""
+    hints = hints_of(function, skip=skip)
     told = _told_parameters(inspect.getdoc(function) or "")
     kinds: list[Any] = []
     names: list[str] = []
     required: list[str] = []
-    for item in inspect.signature(function).parameters.values():
+    for item in list(inspect.signature(function).parameters.values())[skip:]:
         if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD, item.POSITIONAL_ONLY):
             raise DefinitionError(
                 f"parameter `{item.name}` of tool `{name}` must be one that can be given by name"

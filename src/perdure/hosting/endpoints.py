@@ -52,11 +52,12 @@ class Endpoints:
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
+        # Looked up by their path: what a framework does around a route would be a tenth of an answer from the journal.
+        self._endpoints = {
+            f"/v1/{name}": _ModelRoute(self, name) for name in ("messages/count_tokens", *JOURNALED)
+        }
         routes = [
-            *(
-                Route(f"/v1/{name}", _ModelRoute(self, name))
-                for name in ("messages/count_tokens", *JOURNALED)
-            ),
+            *(Route(path, endpoint) for path, endpoint in self._endpoints.items()),
             Route("/v1/models", self._models),
             Route("/healthz", _healthy),
         ]
@@ -71,7 +72,8 @@ class Endpoints:
         if scope["type"] == "http" and not _is_local(scope):
             await Response("this address is for programs on this machine", 403)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
+        await (endpoint or self._app)(scope, receive, send)
 
     def find(self, request: Request) -> Attempt:
         """The attempt that a request belongs to.

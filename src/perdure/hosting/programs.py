@@ -92,7 +92,7 @@ class LocalPrograms:
         self._port = bound.getsockname()[1]
         config = uvicorn.Config(
             endpoints, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=75,
-            timeout_graceful_shutdown=1, ws="none", server_header=False, date_header=False,
+            timeout_graceful_shutdown=1, ws="none", server_header=False, date_header=False, proxy_headers=False,
         )  # fmt: skip
         self._server = _Server(config)
         self._serving = asyncio.get_running_loop().create_task(

@@ -18,6 +18,7 @@ from perdure.engines.embedded.acts import Outside
 from perdure.gateway.catalogue import Catalogue, Toolbox
 from perdure.gateway.gateway import Gateway
 from perdure.ports import Secrets, Telemetry, Tool, Toolset
+from perdure.runtime.agent_tools import AgentsToolset
 from perdure.runtime.system import SystemClock, SystemEntropy
 
 PROGRAMS = "programs"  # the folder of workspaces, in the data directory
@@ -31,11 +32,13 @@ class World:
         upstreams: who answers model requests.
         toolsets: MCP servers, OpenAPI documents, databases, by their names.
         secrets: resolves ``secret://`` references; by default environment, files and keyring.
+        agents: the runtime's own agents as tools.
     """
 
     upstreams: Sequence[Upstream] = ()
     toolsets: Sequence[Toolset] = ()
     secrets: Secrets | None = field(default=None)
+    agents: AgentsToolset | None = field(default=None)
 
 
 @asynccontextmanager
@@ -60,7 +63,7 @@ async def reach(
     secrets = world.secrets or LocalSecrets.default(folder)
     if world.upstreams:
         await asyncio.to_thread(load_table)  # half a second, once a process: not while a call waits
-    toolbox = Toolbox(world.toolsets)
+    toolbox = Toolbox([*world.toolsets, world.agents or AgentsToolset(agents)])
     catalogues = {name: catalogue_of(agent, toolbox) for name, agent in agents.items()}
     upstreams = ConfiguredUpstreams(world.upstreams, secrets)
     gateway = Gateway(

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +24,7 @@ from perdure.engines.embedded.engine import SEED_BITS
 from perdure.engines.embedded.watch import Live
 from perdure.ports import Clock, Entropy, Secrets, Store, Telemetry, Toolset
 from perdure.runtime.actions import Actions
+from perdure.runtime.agent_tools import AgentsToolset
 from perdure.runtime.config import settings_from
 from perdure.runtime.datadir import DataDirLock, database_of, prepare
 from perdure.runtime.forks import changed_entries
@@ -68,7 +63,7 @@ class Runtime:
 
     # -- opening
     @classmethod
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def open(
         cls,
         path: str | os.PathLike[str],
@@ -108,11 +103,13 @@ class Runtime:
         try:
             store = SqliteStore(database_of(folder), durability=chosen.durability)
             try:
-                world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets)
+                own = AgentsToolset(known)
+                world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
                 reached = reach(world, known, folder=folder, settings=chosen, telemetry=telemetry)
                 async with cls.over(
                     store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached
                 ) as runtime:
+                    own.runtime = runtime
                     yield runtime
             finally:
                 await store.close()
@@ -121,7 +118,7 @@ class Runtime:
                 lock.release()
 
     @classmethod
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def over(
         cls,
         store: Store,
@@ -130,7 +127,7 @@ class Runtime:
         *,
         telemetry: Telemetry | None,
         drive: bool,
-        reached: AbstractAsyncContextManager[Outside] | None = None,
+        reached: contextlib.AbstractAsyncContextManager[Outside] | None = None,
     ) -> AsyncIterator[Runtime]:
         """A runtime on a store that is open already."""
         clock, entropy = SystemClock(), SystemEntropy()
@@ -139,7 +136,7 @@ class Runtime:
             yield runtime
             runtime.is_closed = True
             return
-        async with reached or nullcontext() as outside:
+        async with reached or contextlib.nullcontext() as outside:
             engine = EmbeddedEngine(
                 store,
                 agents,
@@ -364,7 +361,7 @@ class Runtime:
             return bytes(payload.inline)
         return self.store.read(lambda tx: tx.blob(payload.blob))
 
-    @contextmanager
+    @contextlib.contextmanager
     def changes(self, run: str, *, only_end: bool = False) -> Iterator[asyncio.Event]:
         """An event that is set when a run changes (or only when it ends or is blocked)."""
         if self.engine is not None:
@@ -381,7 +378,7 @@ class Runtime:
         except TimeoutError:
             return
 
-    def live(self, run: str) -> AbstractContextManager[asyncio.Queue[Live | None]]:
+    def live(self, run: str) -> contextlib.AbstractContextManager[asyncio.Queue[Live | None]]:
         """A queue of what a run shows.
 
         Raises:
