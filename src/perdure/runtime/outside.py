@@ -14,6 +14,7 @@ from perdure.agents.agent import Agent
 from perdure.core.errors import DefinitionError
 from perdure.core.limits import Settings
 from perdure.core.models import Upstream
+from perdure.core.tools import ToolSpec
 from perdure.engines.embedded.acts import Outside
 from perdure.gateway.catalogue import Catalogue, Toolbox
 from perdure.gateway.gateway import Gateway
@@ -121,4 +122,4 @@ def catalogue_of(agent: Agent, toolbox: Toolbox) -> Catalogue:
 
 def is_tool(item: Any) -> bool:
     """Whether something implements the ``Tool`` port."""
-    return hasattr(type(item), "spec") and hasattr(item, "call")
+    return isinstance(getattr(item, "spec", None), ToolSpec) and callable(getattr(item, "call", None))
