@@ -43,7 +43,7 @@ from perdure.core.models import Price, Upstream
 from perdure.core.records import Status
 from perdure.runtime import RunHandle, Runtime
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ActionNotDoneError",
     "ActionState",

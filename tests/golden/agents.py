@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perdure import Run, agent, step
+from perdure import Run, UsageError, agent, step, tool
 
 
 @step(name="golden-mark")
@@ -46,4 +46,26 @@ async def golden(run: Run, texts: list[str]) -> dict[str, object]:
     }
 
 
-AGENTS = [golden, child]
+@tool(name="golden_look", effect="read")
+async def look(what: str) -> str:
+    return f"seen {what}"
+
+
+@tool(name="golden_do")
+async def do(what: str) -> dict[str, str]:
+    return {"done": what}
+
+
+@agent("golden-actor", version="1", tools=[look, do])
+async def actor(run: Run) -> list[object]:
+    seen = await run.act("golden_look", what="a")
+    try:
+        await run.act("golden_look", wrong=1)
+    except UsageError as error:
+        seen = f"{seen}, {error.code}"
+    done = await run.act("golden_do", what="b")
+    held = await run.act("golden_do", what="c")  # here the kept journal ends: the budget is used up
+    return [seen, done, held]
+
+
+AGENTS = [golden, child, actor]

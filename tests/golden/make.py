@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from perdure import Runtime, Settings
+from perdure import Budget, Runtime, Settings
 from tests.golden.agents import AGENTS
 
 HERE = Path(__file__).parent
@@ -23,6 +23,11 @@ async def make(target: Path) -> None:
                 await asyncio.sleep(0.01)
             await handle.answer(handle.questions()[0].call, 3)
             while not any(wait.name == "late" for wait in getattr(handle.journal()[-1], "waits", ())):
+                await asyncio.sleep(0.01)
+            acting = await runtime.start(
+                "golden-actor", idempotency_key="golden-actor", budget=Budget(calls=2, exhausted="hold")
+            )
+            while not any(wait.kind == "act" for wait in getattr(acting.journal()[-1], "waits", ())):
                 await asyncio.sleep(0.01)
             await runtime.schedule("never", "0 0 29 2 *", "golden-child", "x")
         source = sqlite3.connect(Path(folder) / "perdure.db")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure import Runtime, Settings, Status
+from perdure import ActionState, Budget, Runtime, Settings, Status
 from perdure.stores.sqlite import integrity
 from tests.golden.agents import AGENTS
 
@@ -38,3 +38,15 @@ async def test_a_kept_run_goes_on(kept: Path, tmp_path: Path) -> None:
             "late": "now",
         }
         assert [type(entry).__name__ for entry in handle.journal()][: len(before)] == before
+
+
+@pytest.mark.parametrize("kept", [path for path in KEPT if path.stem >= "0.2"], ids=lambda path: path.stem)
+async def test_a_kept_held_action_goes_on(kept: Path, tmp_path: Path) -> None:
+    shutil.copy(kept, tmp_path / "perdure.db")
+    async with Runtime.open(tmp_path, agents=AGENTS, settings=Settings(poll_ms=20)) as runtime:
+        handle = await runtime.start("golden-actor", idempotency_key="golden-actor")
+        assert [row.state for row in runtime.actions.waiting()] == [ActionState.HELD]
+        await runtime.actions.set_budget(handle.id, Budget(calls=5))
+        assert await handle.result(10) == ["seen a, arguments-invalid", {"done": "b"}, {"done": "c"}]
+        spent = runtime.actions.accounts(handle.id)[0]
+        assert (spent.spent.calls, spent.reserved.calls) == (3, 0)
