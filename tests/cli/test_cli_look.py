@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import perdure
 from perdure.cli import main as entry
 from perdure.cli.commands import app, runs, schedules
 from tests.cli.conftest import APP, Cli
@@ -48,7 +49,7 @@ def test_every_command_explains_its_options(shared: Cli, capsys: pytest.CaptureF
 
 
 def test_version(shared: Cli) -> None:
-    assert shared.ok("--version").strip() == "0.1.0"
+    assert shared.ok("--version").strip() == perdure.__version__
 
 
 @pytest.mark.parametrize(

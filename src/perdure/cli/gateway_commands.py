@@ -2,6 +2,7 @@
 
 # ruff: noqa: D417 - cyclopts reads the docstrings; the options that many commands share are described in ``options``
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -44,16 +45,22 @@ def list_actions(
 
 @actions.command
 def show(
-    action: Annotated[str, Parameter(name="RUN/CALL")], /, *, data: Data = DATA, json: Json = False
+    action: Annotated[str, Parameter(name="RUN/CALL")],
+    /,
+    *,
+    output: Path | None = None,
+    data: Data = DATA,
+    json: Json = False,
 ) -> None:
     """Everything about one action.
 
     Args:
         action: Its id.
+        output: Write its whole output, as JSON, to this file.
     """
     from perdure.cli import ledger
 
-    ledger.show(data, Out(json), action)
+    ledger.show(data, Out(json), action, output)
 
 
 @actions.command

@@ -65,11 +65,13 @@ def money(row: ActionRecord) -> str:
     return "?" if row.spent.unpriced else f"{row.spent.usd_micros / MICROS:.6f}"
 
 
-def show(data: Path, out: Out, action: str) -> None:
-    """Everything about one action."""
+def show(data: Path, out: Out, action: str, output: Path | None = None) -> None:
+    """Everything about one action; with ``output`` its whole output goes to a file."""
 
     async def work(runtime: Runtime) -> tuple[ActionView, list[str]]:
         view = runtime.actions.show(action)
+        if output is not None:
+            output.write_bytes(runtime.actions.output(action))  # noqa: ASYNC240 - a command of its own
         served = [item for item in runtime.actions.served(view.record.run) if item.call == view.record.call]
         return view, [f"attempt {item.attempt}: {item.level}" for item in served]
 

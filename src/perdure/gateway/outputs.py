@@ -93,7 +93,7 @@ def bounded(output: ToolOutput, limit: int, redactor: Redactor) -> tuple[bytes, 
     head = _shown(data)[:limit]
     text = (
         f"{head}\n[cut: the whole output has {len(data)} bytes and is kept as artifact {name}; "
-        "ask for less, or read on with `perdure actions show`]"
+        "ask for less; a person finds it with `perdure actions show --output`]"
     )
     short = Kept(value=text, is_error=output.is_error, artifact=Artifact(sha256=name, size_bytes=len(data)))
     return _encode(short), {name: data}

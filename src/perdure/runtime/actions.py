@@ -17,7 +17,7 @@ from perdure.core.actions import (
     Served,
 )
 from perdure.core.errors import ActionUnknownError
-from perdure.core.values import decode
+from perdure.core.values import decode, encode
 from perdure.engines.embedded import works
 from perdure.gateway import ledger
 
@@ -87,6 +87,20 @@ class Actions:
                 result = None if entry.result is None else decode(self._runtime.bytes_of(entry.result))
                 error = entry.error
         return ActionView(row, request, result, error, mine)
+
+    def output(self, action: str) -> bytes:
+        """The whole output of an action as JSON, also where the agent got only the beginning of it.
+
+        Raises:
+            ActionUnknownError: there is none, or it has no output.
+        """
+        view = self.show(action)
+        if view.result is None:
+            raise ActionUnknownError(f"action `{action}` has no output", action=action)
+        kept = view.result.get("artifact") if isinstance(view.result, dict) else None
+        if kept is None:
+            return encode(view.result)
+        return self._runtime.store.read(lambda tx: tx.blob(kept["sha256"]))
 
     async def settle(
         self, action: str, decision: Decision, *, by: str, result: Any = None, reason: str = ""

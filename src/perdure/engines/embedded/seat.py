@@ -19,6 +19,8 @@ from perdure.ports import Transaction
 if TYPE_CHECKING:
     from perdure.engines.embedded.worker import Worker
 
+LATER_MS = 50  # a program that replays makes a thousand calls in a second: that is twenty commits then, not a thousand
+
 
 class HostSeat:
     """Implements ``HostedSeat`` on a run in memory."""
@@ -26,6 +28,7 @@ class HostSeat:
     def __init__(self, worker: Worker, host: Host) -> None:
         self._worker = worker
         self._host = host
+        self._later: list[Callable[[Transaction], Any]] = []  # what is written with the next entry, or soon
 
     @property
     def run_id(self) -> str:
@@ -63,6 +66,7 @@ class HostSeat:
         if host.is_closed:
             raise RunEndedError(f"run `{host.run_id}` is not in memory any more")
         now_ms = worker.wall_ms()
+        self._write_later()
 
         def work(tx: Transaction) -> e.Entry:
             entry, blobs = make(tx, position(host, now_ms))
@@ -112,7 +116,20 @@ class HostSeat:
             open_call.task = task
 
     def later(self, work: Callable[[Transaction], Any]) -> None:
-        """Write something that nobody waits for."""
+        """Write something that nobody waits for: before the next entry, and within ``LATER_MS``."""
+        self._later.append(work)
+        if len(self._later) == 1:
+            self._worker.engine.loop.call_later(LATER_MS / 1000, self._write_later)
+
+    def _write_later(self) -> None:
+        works, self._later = self._later, []
+        if not works:
+            return
+
+        def work(tx: Transaction) -> None:
+            for item in works:
+                item(tx)
+
         future = asyncio.ensure_future(self._worker.engine.store.transact(work))
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
 

@@ -1,0 +1,1 @@
+"""Hosted programs with real processes and real HTTP: kills at every boundary, retries, budgets, bad input, secrets."""
