@@ -47,6 +47,8 @@ async def serve_agentcore(runtime: Runtime, agent: str, address: str, out: Out) 
     config = uvicorn.Config(face.app, log_level="error", access_log=False, lifespan="off", ws="none")
     server = _Server(config)
     serving = asyncio.ensure_future(server.serve(sockets=[bound]))
+    while not (server.started or serving.done()):
+        await asyncio.sleep(0.005)
     host, port = bound.getsockname()[:2]
     out.emit({"agentcore": f"{host}:{port}"}) if out.json else out.note(
         f"/invocations and /ping at {host}:{port}"

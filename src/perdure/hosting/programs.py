@@ -210,7 +210,9 @@ class LocalPrograms:
         ended = asyncio.ensure_future(process.wait())
         try:
             await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
-            if asked.done():
+            if asked.done() and asked.exception() is not None:  # its own last words say more, if it is dying
+                await asyncio.wait((ended,), timeout=LAST_WORDS_S)
+            if asked.done() and not ended.done():
                 return Ended("result", result=_as_json(asked.result()))
             tail = ended.result().output_tail[-TAIL_SHOWN:]
             text = f"the program ended with {ended.result().reason} before it answered" + (
@@ -223,6 +225,7 @@ class LocalPrograms:
             await asyncio.gather(asked, ended, return_exceptions=True)
 
 
+LAST_WORDS_S = 1.0
 TAIL_SHOWN = 2_000  # characters of a failed program's last output in its error
 
 
