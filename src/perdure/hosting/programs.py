@@ -210,10 +210,11 @@ class LocalPrograms:
         ended = asyncio.ensure_future(process.wait())
         try:
             await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
-            if asked.done() and asked.exception() is not None:  # its own last words say more, if it is dying
-                await asyncio.wait((ended,), timeout=LAST_WORDS_S)
-            if asked.done() and not ended.done():
+            if asked.done() and asked.exception() is None:
                 return Ended("result", result=_as_json(asked.result()))
+            await asyncio.wait((ended,), timeout=LAST_WORDS_S)  # its own last words say more, if it is dying
+            if not ended.done():
+                asked.result()  # raises what was wrong with the answer
             tail = ended.result().output_tail[-TAIL_SHOWN:]
             text = f"the program ended with {ended.result().reason} before it answered" + (
                 f": {tail}" if tail else ""
