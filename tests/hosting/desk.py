@@ -24,7 +24,7 @@ TURNS: tuple[tuple[tuple[str, dict[str, str]], ...], ...] = (
 )
 
 # What every program here begins with. Nothing in it knows of Perdure but the addresses.
-KIT = '''
+KIT = """
 import datetime, json, os, signal, sys, threading, time, urllib.error, urllib.request, uuid
 KEY, MODEL_URL, TOOL_URL = os.environ["OPENAI_API_KEY"], os.environ["OPENAI_BASE_URL"], os.environ["PERDURE_MCP_URL"]
 
@@ -63,7 +63,7 @@ def use(name, **arguments):
 def give(value):
     with open("result.json", "w") as file:
         json.dump(value, file)
-'''
+"""
 
 TRIP = '''
 made = 0

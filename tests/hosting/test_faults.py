@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from perdure.core.errors import PerdureError
 from tests.hosting.desk import Provider, program, providing, reply, stream
 
 pytestmark = pytest.mark.timeout(60)
-WAIT_S = 20
+WAIT_S = 10
 
 
 @pytest.fixture
@@ -110,20 +111,20 @@ async def test_upstream_faults(tmp_path: Path, provider: Provider) -> None:
     def renamed(handler: Any, body: Any) -> None:
         provider.well(handler, {**body, "model": "small-2027"})
 
-    provider.plan = [slow, broken, malformed, renamed]
+    provider.plan = [broken, malformed, renamed, slow]
     text = """
 found = []
-for n in range(4):
+for n in range(8):
     status, headers, body = ask(f"question {n}")
     found.append([status, headers.get("x-perdure-code"), headers.get("retry-after"), json.loads(body).get("model")])
 give(found)
 """
     result, rows = await run(tmp_path, provider, text)
-    statuses = [item[0] for item in result]
-    assert statuses[0] == 429 and result[0][2] == "7", result
-    assert statuses[1] in (500, 502, 503), result
-    assert statuses[2] == 502, result
-    assert result[3][::3] == [200, "small-2027"], result
+    assert result[0][0] in (500, 502, 503), result
+    assert result[1][0] == 502, result
+    assert result[2][::3] == [200, "small-2027"], result
+    assert all(item[0] == 429 and int(item[2]) <= 7 for item in result[3:]), result
+    assert len(provider.asked) == 4, "an upstream that asks for rest gets it: the storm ends here"
     assert [row.state for row in rows].count(ActionState.SUCCEEDED) == 1
     assert all(row.spent.tokens == 0 for row in rows if row.state is not ActionState.SUCCEEDED)
 
@@ -146,7 +147,9 @@ give([status, body.rstrip().endswith("[DONE]"), "usage" in body])
 
 
 @pytest.mark.parametrize(
-    "budget", [Budget(calls=1), Budget(tokens=5_000), Budget(usd_micros=42_000)], ids=["calls", "tokens", "usd"]
+    "budget",
+    [Budget(calls=1), Budget(tokens=5_000), Budget(usd_micros=42_000)],
+    ids=["calls", "tokens", "usd"],
 )
 async def test_budgets(tmp_path: Path, provider: Provider, budget: Budget) -> None:
     text = """
@@ -171,18 +174,15 @@ async def test_an_unpriced_model_is_refused(tmp_path: Path, provider: Provider) 
 
 async def test_a_budget_that_holds_is_raised(tmp_path: Path, provider: Provider) -> None:
     agent = program(tmp_path, 'give([said("one")["content"], said("two")["content"]])')
-    async with Runtime.open(
-        tmp_path / "data", agents=[agent], upstreams=[provider.upstream()]
-    ) as runtime:
+    async with Runtime.open(tmp_path / "data", agents=[agent], upstreams=[provider.upstream()]) as runtime:
         handle = await runtime.start("p", budget=Budget(calls=1, exhausted="hold"))
-        async for entry in handle.entries():
-            if type(entry).__name__ == "RunParked":
-                break
+        async with asyncio.timeout(WAIT_S):
+            async for entry in handle.entries():
+                if type(entry).__name__ == "RunParked":
+                    break
         assert [row.state for row in runtime.actions.waiting()] == [ActionState.HELD]
     # Held across a restart of the runtime; then the budget is raised.
-    async with Runtime.open(
-        tmp_path / "data", agents=[agent], upstreams=[provider.upstream()]
-    ) as runtime:
+    async with Runtime.open(tmp_path / "data", agents=[agent], upstreams=[provider.upstream()]) as runtime:
         again = runtime.run(handle.id)
         await runtime.actions.set_budget(handle.id, Budget(calls=5))
         assert len(await again.result(WAIT_S)) == 2
@@ -191,7 +191,7 @@ async def test_a_budget_that_holds_is_raised(tmp_path: Path, provider: Provider)
 
 async def test_a_key_is_nowhere(tmp_path: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "sk-very-secret-0123456789abcdef"
-    monkeypatch.setenv("PROVIDER_KEY", key)
+    monkeypatch.setenv("PERDURE_SECRET_PROVIDER_KEY", key)
 
     def echo(handler: Any, body: Any) -> None:
         reply(handler, 400, json.dumps({"error": {"message": f"bad key {key}"}}).encode())
@@ -203,7 +203,9 @@ async def test_a_key_is_nowhere(tmp_path: Path, provider: Provider, monkeypatch:
     async with Runtime.open(tmp_path / "data", agents=[agent], upstreams=[upstream]) as runtime:
         result = await (await runtime.start("p")).result(WAIT_S)
     assert provider.headers[-1]["authorization"] == f"Bearer {key}"
-    assert key not in json.dumps(result)
+    told, environment = result
+    assert key not in json.dumps(environment)
+    assert key not in told
     for path in (tmp_path / "data").rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes(), path
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(80)
 WAIT_S = 30
 ROOT = Path(__file__).parents[2]
 
-HOST = '''
+HOST = """
 import asyncio, os, sys
 from pathlib import Path
 from perdure import Runtime
@@ -35,7 +35,7 @@ async def main():
         handle = await runtime.start("p", "Rome", idempotency_key="one")
         print(await handle.result(30))
 asyncio.run(main())
-'''
+"""
 
 
 @pytest.fixture
@@ -81,9 +81,7 @@ ONCE = Counter(["look hotels", "look flights", "look weather", "book flight", "b
 
 async def test_the_program_is_killed_at_every_boundary(tmp_path: Path, provider: Provider) -> None:
     agent = program(tmp_path, f"WHERE, WHOM = {str(tmp_path)!r}, 'program'\n{TRIP}", tools=tools(tmp_path))
-    async with Runtime.open(
-        tmp_path / "data", agents=[agent], upstreams=[provider.upstream()]
-    ) as runtime:
+    async with Runtime.open(tmp_path / "data", agents=[agent], upstreams=[provider.upstream()]) as runtime:
         handle = await runtime.start("p", "Rome")
         result = await handle.result(WAIT_S)
         assert result.startswith("Booked, reference ")
@@ -122,9 +120,7 @@ async def test_killed_inside_an_opaque_tool(tmp_path: Path, provider: Provider, 
     assert ended.returncode == -9, ended.stderr
     text = f"WHERE, WHOM = {str(tmp_path)!r}, ''\n{TRIP}"
     agent = program(tmp_path, text, tools=tools(tmp_path))
-    async with Runtime.open(
-        tmp_path / "data", agents=[agent], upstreams=[provider.upstream()]
-    ) as runtime:
+    async with Runtime.open(tmp_path / "data", agents=[agent], upstreams=[provider.upstream()]) as runtime:
         [record] = runtime.runs()
         handle = runtime.run(record.id)
         async for entry in handle.entries():
@@ -133,7 +129,9 @@ async def test_killed_inside_an_opaque_tool(tmp_path: Path, provider: Provider, 
         [row] = runtime.actions.waiting()
         assert (row.name, row.state) == ("book", ActionState.UNKNOWN)
         assert done(tmp_path)["book flight"] == 1
-        await runtime.actions.settle(row.key, decision, by="test", result="flight booked" if decision == "happened" else None)
+        await runtime.actions.settle(
+            row.key, decision, by="test", result="flight booked" if decision == "happened" else None
+        )
         assert (await handle.result(WAIT_S)).startswith("Booked")
     assert done(tmp_path)["book flight"] == (2 if decision == "retry" else 1)
     assert done(tmp_path)["book hotel"] == 1 and len(provider.asked) == 5

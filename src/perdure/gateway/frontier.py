@@ -51,8 +51,6 @@ class Frontier:
         if not (row.state.is_fact or row.state.is_open):
             return
         tee = old.tee if old is not None and old.tee is not None and not old.tee.is_over else None
-        if row.what == "model" and row.state is ActionState.INTENDED and tee is None:
-            return  # its gateway died: the engine marks it as lost
         identity = Identity(exact=row.exact, masked=row.masked, causal=row.causal, ordinal=row.ordinal)
         self._known[row.call] = Known(row.what, row.state, identity, row.end_seq, row.intent_seq, tee)
         self._rows[row.what].add(row.call, identity)

@@ -240,7 +240,7 @@ class Gateway:
         tail: list[bytes] = []
         async for chunk in answer.chunks:
             reader.feed(chunk)
-            if reader.is_finishing:
+            if reader.is_finishing or answer.status >= 400:
                 tail.append(chunk)
             else:
                 chunks.append(chunk)
@@ -248,7 +248,9 @@ class Gateway:
         facts = reader.end()
         if tail:
             end = b"".join(tail)
-            chunks.append(without_usage(end) if act.metered else end)
+            end = without_usage(end) if act.metered else end
+            # An upstream that refuses may repeat what it was sent, the key too: that goes to nobody.
+            chunks.append(self.redactor.clean(end)[0] if answer.status >= 400 else end)
             emit(chunks[-1], True)  # noqa: FBT003
         body = b"".join(chunks)
         stored, _ = self.redactor.clean(body)

@@ -85,9 +85,10 @@ class Attempt:
             message = f"no upstream offers model `{facts.model}` for `{endpoint}`; offered: {offered}"
             raise ModelUnknownError(message, model=facts.model)
         identity = identify_model(endpoint, facts.data)
-        claim = self._claim("model", identity, is_retry=is_retry)
-        if claim is not None:
-            return await self._recorded_model(claim), claim
+        while (claim := self._claim("model", identity, is_retry=is_retry)) is not None:
+            recorded = await self._recorded_model(claim)
+            if recorded is not None:
+                return recorded, claim
         act = Act(
             what="model",
             name=facts.model,
@@ -108,12 +109,17 @@ class Attempt:
         self.seat.work(self._live_model(act, known, tee, hold), act.call)
         return tee, Claim(act.call, "live")
 
-    async def _recorded_model(self, claim: Claim) -> Tee:
+    async def _recorded_model(self, claim: Claim) -> Tee | None:
+        """The answer of a row; ``None`` for one that turns out to be lost: its runtime died before it was answered."""
         known = self._frontier.known(claim.call)
-        self._note(claim)
         if known.tee is not None and known.tee.error is None:
+            self._note(claim)
             return known.tee
         entry = await self._entry_of(claim)
+        if known.state is S.LOST:
+            self._frontier.remove("model", claim.call)
+            return None
+        self._note(claim)
         tee = Tee()
         if not isinstance(entry, e.ActionEnded) or entry.result is None:
             found = entry.error if isinstance(entry, e.ActionEnded) else None
@@ -376,16 +382,11 @@ class Attempt:
         self.working += change
         self.changed.set()
 
-    @property
-    def is_stuck(self) -> bool:
-        """Whether everything that the program has asked for waits for a decision."""
-        return self.waiting > 0 and self.working == 0
-
     async def stuck_for(self, grace_s: float) -> None:
         """Until the attempt has been stuck for so long without a break."""
         while True:
             self.changed.clear()
-            if not self.is_stuck:
+            if not self.waiting or self.working:  # not all that it has asked for waits for a decision
                 await self.changed.wait()
                 continue
             try:

@@ -317,6 +317,13 @@ class Host:
         acts = [call for call in self.given_up.values() if isinstance(call.request, ActCall)]
         return [call for call in (*self.calls.values(), *acts) if is_wait(call)]
 
+    def let_go_of_held(self) -> None:
+        """Nobody waits for held acts any more: the run may be parked, and a decision takes them up from the journal."""
+        for call in self.calls.values():
+            if call.held and call.task is not None:
+                call.task.cancel()
+                call.task = None
+
     def suspended(self) -> list[OpenCall]:
         """Programs that were stopped until a decision."""
         return [call for call in self.calls.values() if call.is_suspended]

@@ -42,6 +42,7 @@ async def run_program(worker: Worker, host: Host, open_call: OpenCall) -> None:
             return
         if ended.how == "suspended":
             open_call.task = None
+            host.let_go_of_held()
             await seat.write(_note(e.ProgramSuspended, {**common, "attempt": number}))
             return
         if host.next_call > rows:
