@@ -29,7 +29,8 @@ def check(made: Desk, result: dict[str, object], *, lost: int = 0) -> None:
     made.rows()  # learns the id of the run
     requests, uses, bookings = IDEAL[made.env.get("MODEL", "seq")]
     asked = len(made.provider_calls())
-    assert asked == requests + lost, made.told()
+    # A request that was intended when the runtime was killed may or may not have reached the provider.
+    assert requests <= asked <= requests + lost, made.told()
     assert sum(call["tool"] == "book" for call in made.tool_calls()) == bookings, made.told()
     assert len(made.tool_calls()) >= uses, made.told()
     assert result["calls"] == requests + uses

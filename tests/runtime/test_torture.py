@@ -35,4 +35,4 @@ async def test_actions_killed_at_every_boundary(tmp_path: Path, before: bool) ->
     verdict = await torture_actions.boundaries(tmp_path, before=before, report=lambda kills: None)
     assert verdict.is_good, verdict
     assert verdict.kills >= 8, verdict
-    assert verdict.doubtful >= 3, verdict
+    assert verdict.doubtful >= 1, verdict  # how many depends on which commits two acts share

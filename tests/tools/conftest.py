@@ -20,6 +20,7 @@ class Shop:
         self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
         self.port = 0
         self.handler: Handler | None = None
+        self.serving: set[asyncio.Task[None]] = set()
 
     @property
     def place(self) -> str:
@@ -30,6 +31,7 @@ class Shop:
         return f"http://{self.place}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.serving.add(asyncio.current_task())
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             method, path, _ = head[0].split(" ")
@@ -57,6 +59,8 @@ class Shop:
                 writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
                 await writer.drain()
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @pytest.fixture
@@ -66,4 +70,5 @@ async def shop() -> AsyncIterator[Shop]:
     made.port = server.sockets[0].getsockname()[1]
     yield made
     server.close()
+    await asyncio.gather(*made.serving, return_exceptions=True)
     await server.wait_closed()
