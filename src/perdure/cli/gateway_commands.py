@@ -121,11 +121,12 @@ def set_budget(
     calls: int | None = None,
     wall: float | None = None,
     hold: bool = False,
+    fail: bool = False,
     none: bool = False,
     data: Data = DATA,
     json: Json = False,
 ) -> None:
-    """Give a run another budget; what waited for one is judged again.
+    """Change the budget of a run, of which the rest stays; what waited for it is judged again.
 
     Args:
         run: The run.
@@ -133,13 +134,14 @@ def set_budget(
         tokens: Tokens of input and output together.
         calls: Uses of tools and models.
         wall: Seconds from the start of the run.
-        hold: What is beyond it waits; else it is refused.
-        none: Take the budget away.
+        hold: What is beyond it waits.
+        fail: What is beyond it is refused.
+        none: Take the whole budget away.
     """
     from perdure.cli import ledger
 
     ledger.set_budget(
-        data, Out(json), run, usd=usd, tokens=tokens, calls=calls, wall=wall, hold=hold, none=none
+        data, Out(json), run, usd=usd, tokens=tokens, calls=calls, wall=wall, hold=hold, fail=fail, none=none
     )  # fmt: skip
 
 
@@ -203,7 +205,7 @@ def try_model(
     config: Config = None,
     data: Data = DATA,
     json: Json = False,
-) -> None:
+) -> int:
     """Ask a model for one word: who answers, how quickly, at which cost.
 
     Args:
@@ -211,4 +213,4 @@ def try_model(
     """
     from perdure.cli import world
 
-    world.try_model(model, config, data, Out(json))
+    return world.try_model(model, config, data, Out(json))

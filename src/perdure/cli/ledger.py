@@ -9,7 +9,6 @@ from typing import Any, cast
 import msgspec
 
 from perdure.cli import views
-from perdure.cli.apps import value_of
 from perdure.cli.hosting import MICROS, usd_micros
 from perdure.cli.opening import beside
 from perdure.cli.output import Out, dumps
@@ -20,6 +19,7 @@ from perdure.runtime import Runtime
 from perdure.runtime.actions import ActionView
 
 BAR = 20
+AMOUNT_MAX = 2**53  # of a limit: beyond it other readers of JSON lose digits; 9 billion USD, 285,000 years
 
 
 def actions(
@@ -60,9 +60,11 @@ def row_json(row: ActionRecord) -> dict[str, Any]:
 
 def money(row: ActionRecord) -> str:
     """What an action cost; an unknown cost is a question mark, never zero."""
-    if row.what != "model" or row.state is not ActionState.SUCCEEDED:
+    if row.what != "model":
         return ""
-    return "?" if row.spent.unpriced else f"{row.spent.usd_micros / MICROS:.6f}"
+    if row.spent.unpriced:
+        return "?"
+    return f"{row.spent.usd_micros / MICROS:.6f}" if row.state is ActionState.SUCCEEDED else ""
 
 
 def show(data: Path, out: Out, action: str, output: Path | None = None) -> None:
@@ -71,7 +73,7 @@ def show(data: Path, out: Out, action: str, output: Path | None = None) -> None:
     async def work(runtime: Runtime) -> tuple[ActionView, list[str]]:
         view = runtime.actions.show(action)
         if output is not None:
-            output.write_bytes(runtime.actions.output(action))  # noqa: ASYNC240 - a command of its own
+            _write(output, runtime.actions.output(action))
         served = [item for item in runtime.actions.served(view.record.run) if item.call == view.record.call]
         return view, [f"attempt {item.attempt}: {item.level}" for item in served]
 
@@ -109,6 +111,13 @@ def show(data: Path, out: Out, action: str, output: Path | None = None) -> None:
     for entry in view.history:
         out.text(f"  {entry.seq:>4} {views.when(entry.at_ms)} {type(entry).__name__}")
     _advice(out, row)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"`{path}` cannot be written: {error.strerror}; give another file") from error
 
 
 def doubtful(data: Path, out: Out) -> None:
@@ -152,8 +161,8 @@ def settle(
     data: Path, out: Out, action: str, decision: str, *, by: str | None, reason: str, result: str | None
 ) -> None:
     """Decide about an action."""
-    value = value_of(result)
-    who = by or getpass.getuser()
+    value = _json(result)
+    who = by or _user()
     if result is not None and decision != "happened":
         raise UsageError("`--result` says what the tool returned, so it goes with `happened` only")
 
@@ -165,6 +174,28 @@ def settle(
         out.emit({"action": action, "decision": decision, "by": who})
     else:
         out.text(f"{action}: {decision}, by {who}; its run takes it up")
+
+
+def _user() -> str:
+    """Who uses the command line; a container may run under a number that has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "command-line"
+
+
+def _json(text: str | None) -> Any:
+    """A result as it is recorded for good, so it must be JSON.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        return None if text is None else msgspec.json.decode(text.encode())
+    except msgspec.DecodeError as error:
+        raise UsageError(
+            f"`--result {text:.100}` is no JSON ({error}); a text needs quotation marks of its own"
+        ) from error
 
 
 # -- budgets
@@ -194,7 +225,9 @@ def budgets(data: Path, out: Out, run: str | None) -> None:
     out.table(
         ("run", "what", "spent", "reserved", "limit", ""),
         rows,
-        empty="no run has a budget or has spent anything",
+        empty="no run has a budget or has spent anything"
+        if run is None
+        else f"run `{run}` has no budget and has spent nothing",
     )
 
 
@@ -225,11 +258,29 @@ def _rows(depth: int, account: Account) -> list[list[str]]:
         rows.append(
             [name, what, told, _amount(what, reserved), "" if limit is None else _amount(what, limit), bar]
         )
+    if budget.wall_ms is not None:
+        name = "" if rows else f"{'  ' * depth}{account.run}"
+        rows.append([name, "wall", "", "", views.span(budget.wall_ms), ""])
     return rows
 
 
 def _amount(what: str, amount: int) -> str:
     return f"{amount / MICROS:.6f}" if what == "usd" else str(amount)
+
+
+def _limit(option: str, amount: float | None) -> int | None:
+    """A limit as it is stored.
+
+    Raises:
+        UsageError: it is negative, no number, or too large to be kept exactly.
+    """
+    if amount is None:
+        return None
+    if not 0 <= amount <= AMOUNT_MAX:  # false for NaN too
+        raise UsageError(
+            f"`{option}` is out of range; expected 0 or more, and no more than can be kept exactly"
+        )
+    return round(amount)
 
 
 def set_budget(
@@ -242,33 +293,36 @@ def set_budget(
     calls: int | None,
     wall: float | None,
     hold: bool,
+    fail: bool,
     none: bool,
 ) -> None:
-    """Give a run another budget."""
-    given = (usd, tokens, calls, wall)
-    if none == any(item is not None for item in given):
+    """Change the budget of a run; what is not named stays as it is."""
+    if hold and fail:
+        raise UsageError("give `--hold` or `--fail`, not both")
+    named: dict[str, Any] = {
+        "usd_micros": _limit("--usd", None if usd is None else usd_micros(usd)),
+        "tokens": _limit("--tokens", tokens),
+        "calls": _limit("--calls", calls),
+        "wall_ms": _limit("--wall", None if wall is None else wall * 1000),
+        "exhausted": "hold" if hold else "fail" if fail else None,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    if none == bool(given):
         raise UsageError(
-            "give `--usd`, `--tokens`, `--calls` or `--wall`, or `--none` to take the budget away"
+            "give `--usd`, `--tokens`, `--calls`, `--wall`, `--hold` or `--fail`, or `--none` to take the budget away"
         )
-    budget = None
-    if not none:
-        budget = Budget(
-            usd_micros=None if usd is None else usd_micros(usd), tokens=tokens, calls=calls,
-            wall_ms=None if wall is None else round(wall * 1000), exhausted="hold" if hold else "fail",
-        )  # fmt: skip
 
-    async def work(runtime: Runtime) -> None:
-        await runtime.actions.set_budget(run, budget, by=getpass.getuser())
+    async def work(runtime: Runtime) -> Budget | None:
+        now = runtime.actions.accounts(runtime.run(run).id)[0].budget or Budget()
+        # Raising one limit must not lift another: what is held at that one would be dispatched.
+        budget = None if none else msgspec.structs.replace(now, **given)
+        await runtime.actions.set_budget(run, budget, by=_user())
+        return budget
 
-    beside(data, work)
+    budget = beside(data, work)
     if out.json:
         out.emit({"run": run, "budget": None if budget is None else msgspec.to_builtins(budget)})
+    elif budget is None:
+        out.text(f"{run}: no budget")
     else:
-        out.text(
-            f"{run}: "
-            + (
-                "no budget"
-                if budget is None
-                else "the new budget is in force; what waited for it is judged again"
-            )
-        )
+        out.text(f"{run}: the new budget is in force; what waited for it is judged again")

@@ -42,14 +42,13 @@ def lines_of(
     for item in served:
         levels.setdefault(item.call, []).append(item.level)
     found: dict[int, Line] = {}
-    seen_ms = journal[0].at_ms if journal else 0
     for entry in journal:
         if isinstance(entry, e.CallEntry):
             row = actions.get(entry.call)
             known = found.get(entry.call)
-            begun = known.begun_ms if known else (entry.at_ms if isinstance(entry, e.NOTES) else seen_ms)
+            # A call without an entry at its beginning (a step that succeeded at once) is a point: it may have waited long.
+            begun = known.begun_ms if known else entry.at_ms
             found[entry.call] = _line(entry, row, begun, tuple(levels.get(entry.call, ())))
-        seen_ms = entry.at_ms
     return [found[call] for call in sorted(found)]
 
 
@@ -59,7 +58,7 @@ def _line(entry: e.CallEntry, row: ActionRecord | None, begun_ms: int, levels: t
     if row is None:
         state = "open" if is_open else ("failed" if isinstance(entry, e.StepFailed) else "")
         return Line(entry.call, entry.kind, entry.name, begun_ms, ended_ms, state)
-    told = row.state is ActionState.SUCCEEDED and row.what == "model"
+    told = row.what == "model" and (row.state is ActionState.SUCCEEDED or bool(row.spent.unpriced))
     return Line(
         call=entry.call,
         kind=row.what,
@@ -105,7 +104,7 @@ def _drawn(line: Line, start: int, end: int, now_ms: int) -> str:
     left = min(left, BAR - 1)
     width = min(width, BAR - left)
     bar = " " * left + (FULL if line.ended_ms else LIVE) * width
-    took = views.span(max(0, until - line.begun_ms))
+    took = views.span(until - line.begun_ms) if until > line.begun_ms else ""
     tokens = "" if line.tokens is None else str(line.tokens)
     money = "" if line.usd_micros is None else (f"{line.usd_micros / MICROS:.6f}" if line.is_priced else "?")
     state = line.state if line.state != "succeeded" else ""

@@ -7,10 +7,11 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
-from perdure.cli.apps import load, split, value_of
+from perdure.cli.apps import choose, load, split, value_of
 from perdure.cli.output import Out, dumps
 from perdure.core.errors import PerdureError, RefusedError, ToolFailedError, UsageError
 from perdure.core.models import ModelRequest, Upstream
@@ -27,6 +28,7 @@ from perdure.runtime.secrets import LocalSecrets
 
 OUTSIDE = "cli"  # in the place of a run: what is called here is in no journal
 MICROS = 1_000_000
+ERROR_STATUS = 400  # from here on an HTTP status is a failure
 
 
 def _world(config: Path | None, data: Path) -> World:
@@ -39,7 +41,10 @@ async def _catalogue(app: str | None, toolbox: Toolbox) -> dict[str, Tool]:
         return dict(await Catalogue((), toolbox.names, toolbox).tools())
     target, chosen = split(app)
     found: dict[str, Tool] = {}
-    for agent in load(target):
+    agents = load(target)
+    if chosen is not None:
+        choose(agents, chosen, target)
+    for agent in agents:
         if chosen in (None, agent.name):
             found.update(await catalogue_of(agent, toolbox).tools())
     return found
@@ -99,7 +104,13 @@ def call(
                 raise RefusedError(message, tool=name)
             ArgumentSchema(found.spec.parameters).check(given, name)
             key = f"{OUTSIDE}/{time.time_ns()}"
-            return await found.call(ToolUse(run=OUTSIDE, key=key, arguments=given))
+            try:
+                return await found.call(ToolUse(run=OUTSIDE, key=key, arguments=given))
+            except PerdureError:
+                raise
+            except Exception as error:  # the tool's own failure: told as in a run, with its exit code
+                message = f"tool `{name}` failed: {type(error).__name__}: {error}"
+                raise ToolFailedError(message, tool=name) from error
         finally:
             await toolbox.close()
 
@@ -122,12 +133,13 @@ def models(config: Path | None, data: Path, out: Out) -> None:
     world = _world(config, data)
     for upstream in world.upstreams:
         if out.json:
-            out.emit({**msgspec.to_builtins(upstream), "key_resolves": _resolves(world, upstream)})
+            told = {**msgspec.to_builtins(upstream), "base_url": _address(upstream.base_url)}
+            out.emit({**told, "key_resolves": _resolves(world, upstream)})
     if out.json:
         return
     rows = [
         [
-            item.name, item.wire, item.base_url or item.path, ", ".join(item.models),
+            item.name, item.wire, _address(item.base_url) or item.path, ", ".join(item.models),
             ", ".join(item.prices) or "from the table", f"{item.key} ({_resolves(world, item)})" if item.key else "none",
         ]
         for item in world.upstreams
@@ -137,6 +149,12 @@ def models(config: Path | None, data: Path, out: Out) -> None:
         rows,
         empty="no upstreams; add [[upstreams]] to perdure.toml, or set OPENAI_API_KEY",
     )
+
+
+def _address(url: str) -> str:
+    """An address without the name and password that somebody may have written into it."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _resolves(world: World, upstream: Upstream) -> str:
@@ -149,8 +167,8 @@ def _resolves(world: World, upstream: Upstream) -> str:
     return "found"
 
 
-def try_model(model: str, config: Path | None, data: Path, out: Out) -> None:
-    """Ask a model for one word."""
+def try_model(model: str, config: Path | None, data: Path, out: Out) -> int:
+    """Ask a model for one word; exit code 1 if it did not answer."""
     world = _world(config, data)
 
     async def ask() -> dict[str, Any]:
@@ -194,3 +212,4 @@ def try_model(model: str, config: Path | None, data: Path, out: Out) -> None:
         out.emit(found)
     else:
         out.facts([(name, str(value)) for name, value in found.items() if value not in ("", None)])
+    return 0 if found["status"] < ERROR_STATUS and found["complete"] else 1
