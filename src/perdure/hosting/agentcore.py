@@ -18,20 +18,42 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from perdure.core.errors import PerdureError, ProgramFailedError, RefusedError, UnavailableError, UsageError
+from perdure.core.errors import (
+    PerdureError,
+    ProgramFailedError,
+    RefusedError,
+    RequestInvalidError,
+    UnavailableError,
+    UsageError,
+)
+from perdure.gateway.wire import EventReader
 from perdure.ports import Clock
 
 SESSION = "x-amzn-bedrock-agentcore-runtime-session-id"
 SESSION_CHARACTERS_MIN = 33  # the contract asks for 33 to 256
 SESSION_CHARACTERS_MAX = 256
 READY_S = 60.0  # how long a program may take until it answers ``/ping``
+TIMEOUT_S = 8 * 3_600.0  # the platform's longest session
+PING_S = 5.0  # for one answer to ``/ping``; the platform gives up then too
+PING_BYTES_MAX = 64 * 1024  # the contract's answer has under 100
 LOOK_S = 0.05
 PAYLOAD_BYTES_MAX = 100 * 1024 * 1024  # the contract's own limit
 Show = Callable[[str, Any], None]
 
 
-async def invoke(base_url: str, given: bytes, *, session: str, show: Show, ready_s: float = READY_S) -> bytes:
+async def invoke(
+    base_url: str,
+    given: bytes,
+    *,
+    session: str,
+    show: Show,
+    ready_s: float = READY_S,
+    timeout_s: float = TIMEOUT_S,
+) -> bytes:
     """Ask a program for its answer, once it is ready.
+
+    A program that says after its answer that it goes on in the background (``HealthyBusy``) is waited for, as its end would
+    cut that off. The request is sent once.
 
     Args:
         base_url: where it listens.
@@ -39,68 +61,119 @@ async def invoke(base_url: str, given: bytes, *, session: str, show: Show, ready
         session: names the session; made long enough for the contract.
         show: takes the events of a streamed answer while they arrive (``event``, data).
         ready_s: how long it may take to answer ``/ping``.
+        timeout_s: for all of it.
 
     Returns:
-        The answer's body; of a streamed answer the last event's data.
+        The answer as JSON, or as a JSON string if it is none; of a streamed answer the last event's data.
 
     Raises:
-        ProgramFailedError: it does not get ready, answers with an error, or with too much.
+        ProgramFailedError: it does not get ready, takes too long, answers with an error, or with too much.
     """
     headers = {
         "content-type": "application/json",
         "accept": "application/json, text/event-stream",
         SESSION: _long(session),
     }
-    async with httpx2.AsyncClient(base_url=base_url, timeout=None, trust_env=False) as client:
-        await _ready(client, ready_s)
+    # Reading the certificates of the world takes 20 ms of the loop, and a program on this machine has none.
+    is_secure = base_url.startswith("https:")
+    async with httpx2.AsyncClient(
+        base_url=base_url, timeout=None, trust_env=False, verify=is_secure
+    ) as client:
         try:
-            async with client.stream("POST", "/invocations", content=given, headers=headers) as response:
-                is_stream = "event-stream" in response.headers.get("content-type", "")
-                body = await _events(response, show) if is_stream else await _whole(response)
-        except httpx2.HTTPError as error:
-            raise ProgramFailedError(f"`/invocations` broke off: {type(error).__name__}: {error}") from error
-    if response.status_code >= 400:
-        raise ProgramFailedError(
-            f"`/invocations` answered with status {response.status_code}: {body[:400]!r}"
-        )
-    return body
+            async with asyncio.timeout(timeout_s):
+                was_idle = await _ready(client, ready_s) == "Healthy"
+                answer = await _ask(client, given, headers, show)
+                if was_idle:  # one that is always busy would be waited for until the time is up
+                    await _until_idle(client)
+                return answer
+        except TimeoutError as error:
+            raise ProgramFailedError(f"`/invocations` did not end within {timeout_s:g} s") from error
 
 
-async def _ready(client: httpx2.AsyncClient, ready_s: float) -> None:
+async def _ask(client: httpx2.AsyncClient, given: bytes, headers: dict[str, str], show: Show) -> bytes:
+    try:
+        async with client.stream("POST", "/invocations", content=given, headers=headers) as response:
+            if not response.is_success:
+                body = await _whole(response, PAYLOAD_BYTES_MAX)
+                message = f"`/invocations` answered with status {response.status_code}; expected 200: {body[:400]!r}"
+                raise ProgramFailedError(message, status=response.status_code)
+            is_stream = "event-stream" in response.headers.get("content-type", "")
+            return _as_json(
+                await _events(response, show) if is_stream else await _whole(response, PAYLOAD_BYTES_MAX)
+            )
+    except httpx2.HTTPError as error:
+        raise ProgramFailedError(f"`/invocations` broke off: {type(error).__name__}: {error}") from error
+
+
+async def _ready(client: httpx2.AsyncClient, ready_s: float) -> str:
     loop = asyncio.get_running_loop()
     until = loop.time() + ready_s
     while loop.time() < until:
-        with contextlib.suppress(httpx2.HTTPError, msgspec.DecodeError):
-            response = await client.get("/ping", timeout=5.0)
-            if response.status_code == 200 and msgspec.json.decode(response.content).get("status") in (
-                "Healthy",
-                "HealthyBusy",
-            ):
-                return
+        if status := await _status_told(client):
+            return status
         await asyncio.sleep(LOOK_S)
     raise ProgramFailedError(
         f"the program did not answer `/ping` within {ready_s:g} s; it must listen on port $PORT"
     )
 
 
-async def _whole(response: httpx2.Response) -> bytes:
+async def _until_idle(client: httpx2.AsyncClient) -> None:
+    """Wait while the program says that it is busy; one that answers no more is not."""
+    while await _status_told(client) == "HealthyBusy":
+        await asyncio.sleep(LOOK_S)
+
+
+async def _status_told(client: httpx2.AsyncClient) -> str:
+    """What the program says of itself; empty if nothing that the contract knows."""
+    with contextlib.suppress(httpx2.HTTPError, ProgramFailedError, ValueError, RecursionError):
+        async with client.stream("GET", "/ping", timeout=PING_S) as response:
+            told = msgspec.json.decode(await _whole(response, PING_BYTES_MAX))
+            if response.status_code == 200 and isinstance(told, dict):
+                return str(told["status"]) if told.get("status") in ("Healthy", "HealthyBusy") else ""
+    return ""
+
+
+async def _whole(response: httpx2.Response, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in response.aiter_bytes():
         size += len(chunk)
-        if size > PAYLOAD_BYTES_MAX:
-            raise ProgramFailedError(f"`/invocations` answered with more than {PAYLOAD_BYTES_MAX} bytes")
+        if size > limit:
+            raise ProgramFailedError(f"`{response.url.path}` answered with more than {limit} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
 
 
 async def _events(response: httpx2.Response, show: Show) -> bytes:
-    last = ""
-    async for line in response.aiter_lines():
-        if line.startswith("data:"):
-            last = line[5:].strip()
-            show("event", last)
-    return last.encode()
+    """The last event's data.
+
+    Raises:
+        ProgramFailedError: it says that the stream failed, in the way of the platform's own library; or it is too large.
+    """
+    reader = EventReader(limit=PAYLOAD_BYTES_MAX)
+    last = b""
+    async for chunk in response.aiter_bytes():
+        for last in reader.feed(chunk):
+            show("event", last.decode(errors="replace"))
+        if reader.dropped:
+            raise ProgramFailedError(f"`/invocations` sent an event of more than {PAYLOAD_BYTES_MAX} bytes")
+    if (unended := reader.end()) is not None:
+        last = unended
+        show("event", last.decode(errors="replace"))
+    told = msgspec.json.decode(_as_json(last))
+    if isinstance(told, dict) and "error" in told and "error_type" in told:
+        text = f"{told['error_type']}: {told['error']}"
+        raise ProgramFailedError(f"the stream of `/invocations` ended with an error: {text[:400]}")
+    return last
+
+
+def _as_json(data: bytes) -> bytes:
+    """``data`` if it is JSON, else its text as a JSON string."""
+    try:
+        msgspec.json.decode(data)
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deep
+        return msgspec.json.encode(data.decode(errors="replace"))
+    return data
 
 
 def _long(session: str) -> str:
@@ -148,7 +221,7 @@ class AgentCoreFace:
     async def _invocations(self, request: Request) -> Response:
         session = request.headers.get(SESSION)
         try:
-            payload = msgspec.json.decode(await _payload(request))
+            payload = await _payload(request)
             if "text/event-stream" in request.headers.get("accept", "") and "json" not in request.headers.get(
                 "accept", ""
             ):
@@ -156,15 +229,11 @@ class AgentCoreFace:
                     _lines(self._follow(payload, session)), media_type="text/event-stream"
                 )
             return _json(await self._start(payload, session))
-        except msgspec.DecodeError as error:
-            return _json(
-                {"error": {"code": "request-invalid", "message": f"the payload is no JSON: {error}"}}, 400
-            )
         except PerdureError as error:
             return _json({"error": {"code": error.code, "message": error.message}}, _status(error))
 
 
-async def _payload(request: Request) -> bytes:
+async def _payload(request: Request) -> Any:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -172,7 +241,10 @@ async def _payload(request: Request) -> bytes:
         if size > PAYLOAD_BYTES_MAX:
             raise UsageError(f"a payload may have {PAYLOAD_BYTES_MAX} bytes")
         chunks.append(chunk)
-    return b"".join(chunks) or b"null"
+    try:
+        return msgspec.json.decode(b"".join(chunks) or b"null")
+    except (ValueError, RecursionError) as error:  # also text that is no UTF-8, and deep nesting
+        raise RequestInvalidError(f"the payload is no JSON: {error}") from error
 
 
 async def _lines(items: AsyncIterator[Any]) -> AsyncIterator[bytes]:

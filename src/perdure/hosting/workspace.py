@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 
 from perdure.core.errors import DefinitionError
+from perdure.hosting.process import LAST_LINE_BYTES_MAX
 
 RESULT = "result.json"
 RESULT_BYTES_MAX = 64 * 1024 * 1024  # read at most; the runtime's own limit for results is smaller
@@ -31,20 +33,22 @@ class Workspace:
 
     @classmethod
     def make(cls, root: Path, run: str, attempt: int) -> Workspace:
-        """Fresh folders; what earlier attempts of the run left is removed first.
+        """Fresh folders; what earlier attempts of the run left is removed first. Blocks: call it in a thread.
 
         Raises:
             DefinitionError: the folder cannot be made.
         """
         folder = cls.folder(root, run)
+        made = cls(folder / str(attempt))
         try:
-            if folder.is_dir():
-                for old in folder.iterdir():
-                    if old.is_dir() and not old.is_symlink():
-                        _remove(old)
-            made = cls(folder / str(attempt))
-            for path in (folder, made.root, made.work, made.home, made.tmp):
-                path.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+            folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+            for old in list(folder.iterdir()):
+                if old.is_symlink():
+                    old.unlink()
+                elif old.is_dir():
+                    _remove(old)
+            for path in (made.root, made.work, made.home, made.tmp):
+                path.mkdir(mode=PRIVATE)  # not there: a workspace is fresh or none
         except OSError as error:
             message = f"the workspace `{folder}` cannot be made: {error.strerror}; check the data directory's rights"
             raise DefinitionError(message) from error
@@ -86,34 +90,85 @@ class Workspace:
         return value.encode() + b"\n" if isinstance(value, str) else given + b"\n"
 
     def result(self, last_line: str) -> bytes:
-        """The program's result as JSON: ``result.json`` if it wrote one, else its last line as a text.
+        """The program's result as JSON: ``result.json`` if it wrote one, else its last line as a text. Blocks.
 
         Raises:
-            DefinitionError: ``result.json`` is no JSON or too large.
+            DefinitionError: ``result.json`` is no JSON, no plain file or too large, or the last line is too long.
         """
-        path = self.work / RESULT
-        if not path.is_file():
+        data = _read_plain(self.work / RESULT)
+        if data is None:
+            if len(last_line) > LAST_LINE_BYTES_MAX or len(last_line.encode()) > LAST_LINE_BYTES_MAX:
+                message = (
+                    f"the program's last line is over {LAST_LINE_BYTES_MAX} bytes; write `{RESULT}` instead"
+                )
+                raise DefinitionError(message)
             return msgspec.json.encode(last_line)
-        if path.stat().st_size > RESULT_BYTES_MAX:
-            raise DefinitionError(f"the program's `{RESULT}` is over {RESULT_BYTES_MAX} bytes")
-        data = path.read_bytes()
         try:
             msgspec.json.decode(data)
-        except msgspec.DecodeError as error:
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # not only msgspec's own: text that is no UTF-8, deep nesting
             raise DefinitionError(f"the program's `{RESULT}` is no JSON: {error}") from error
         return data
 
     def remove(self) -> None:
-        """Remove the folders; the log stays."""
-        _remove(self.root)
+        """Remove the folders; the log stays. What cannot be removed now is removed with the next attempt. Blocks."""
+        with contextlib.suppress(OSError):
+            _remove(self.root)
+
+
+def _read_plain(path: Path) -> bytes | None:
+    """The bytes of a file that the program wrote; ``None`` if there is none. Links are not followed, pipes not waited for.
+
+    Raises:
+        DefinitionError: it is no plain file, or too large.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DefinitionError(f"the program's `{RESULT}` cannot be read: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise DefinitionError(f"the program's `{RESULT}` is not a plain file; write the JSON into it")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read(RESULT_BYTES_MAX + 1)
+    finally:
+        os.close(handle)
+    if len(data) > RESULT_BYTES_MAX:
+        raise DefinitionError(
+            f"the program's `{RESULT}` is over {RESULT_BYTES_MAX} bytes; give a reference instead"
+        )
+    return data
 
 
 def _remove(path: Path) -> None:
-    """A tree, also where the program took its own rights away; links are removed, never followed."""
-    for folder, _, _ in os.walk(path):
-        if not os.path.islink(folder):  # noqa: PTH114 - as walk names them
-            os.chmod(folder, PRIVATE)  # noqa: PTH101
-    shutil.rmtree(path, ignore_errors=True)
+    """A tree, also where the program took its own rights away; links are removed, never followed.
+
+    Folders are moved next to each other before they are emptied: a tree may be deeper than paths can be long.
+    """
+    flat = path.with_name(path.name + ".removed")
+    path.chmod(PRIVATE)
+    flat.mkdir(mode=PRIVATE, exist_ok=True)
+    todo = [path, flat]
+    while todo:
+        folder = todo.pop()
+        with os.scandir(folder) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                # Moving it changes its `..`, for which the kernel asks for the right to write it.
+                Path(entry.path).chmod(PRIVATE)
+                beside = flat / str(entry.inode())
+                Path(entry.path).rename(beside)
+                todo.append(beside)
+            else:
+                Path(entry.path).unlink()
+        if folder != flat:
+            folder.rmdir()
+    flat.rmdir()
 
 
 def _safe(run: str) -> str:
