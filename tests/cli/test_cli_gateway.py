@@ -147,7 +147,8 @@ def test_exec_says_what_is_wrong(folder: Path) -> None:
     assert "usage" in perdure(folder, "exec", code=2)
     assert "there is no command `no-such-command`" in perdure(folder, "exec", "--", "no-such-command", code=1)
     assert "run-unknown" in perdure(folder, "exec", "--resume", "none", "--", "true", code=2)
-    assert "usage" in perdure(folder, "exec", "--usd", "-1", "--", "true", code=2)
+    for amount in ("-1", "1e300", "1e9999999", "nan"):
+        assert "usage" in perdure(folder, "exec", "--usd", amount, "--", "true", code=2)
     assert "usage" in perdure(folder, "exec", "--mcp", "nothing", "--", "true", code=2)
     assert "usage" in perdure(folder, "exec", "--env", "NOT_SET_ANYWHERE", "--", "true", code=2)
 
@@ -202,3 +203,51 @@ def test_a_long_waterfall_is_cut_in_the_middle() -> None:
     drawn = waterfall.draw(lines, 500)
     assert len(drawn) == waterfall.LINES_MAX + 2
     assert any("439 more calls" in line for line in drawn)
+
+
+def test_another_command_leaves_an_interrupted_run_alone(folder: Path) -> None:
+    wait = "import time, sys; print('begun', flush=True); time.sleep(60 if len(sys.argv) > 1 else 0)"
+    (folder / "first.py").write_text(wait)
+    command = [
+        sys.executable,
+        "-m",
+        "perdure.cli",
+        "exec",
+        "--json",
+        "--env",
+        "X=1",
+        "--",
+        sys.executable,
+        "first.py",
+        "long",
+    ]
+    first = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert first.stdout is not None
+    run = next(json.loads(line)["run"] for line in first.stdout if '"run"' in line)
+    first.kill()
+    first.communicate()
+    last = perdure(folder, "exec", "--json", "--", sys.executable, "-c", "print(2)").splitlines()[-1]
+    assert json.loads(last)["result"] == "2"
+    assert json.loads(perdure(folder, "runs", "show", run, "--json"))["status"] in ("queued", "running")
+    refused = perdure(folder, "exec", "--resume", run, "--", "other", code=2)
+    assert "first.py long" in refused
+    kept = folder / "data" / "programs" / run / "started.json"
+    assert kept.stat().st_mode & 0o077 == 0
+    again = subprocess.Popen(
+        [sys.executable, "-m", "perdure.cli", "exec", "--json", "--resume", run],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert again.stdout is not None
+    assert any('"begun"' in line for line in again.stdout)
+    again.kill()
+    again.communicate()
+
+
+@pytest.mark.parametrize("name", ["../../pwned", "a b", "x" * 300])
+def test_a_name_that_leads_elsewhere_is_refused(folder: Path, name: str) -> None:
+    assert "usage" in perdure(folder, "exec", "--agent", name, "--", "true", code=2)
+    assert not list(folder.parent.glob("pwned*"))

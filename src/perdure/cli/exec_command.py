@@ -14,7 +14,7 @@ from perdure.cli.output import Out
 def exec_(
     *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
     data: Data = DATA,
-    agent: str = "program",
+    agent: str | None = None,
     resume: str | None = None,
     replay: str | None = None,
     input: str | None = None,
@@ -39,7 +39,7 @@ def exec_(
 
     Args:
         command: The program and its arguments, after `--`.
-        agent: The name under which its runs are kept.
+        agent: The name under which its runs are kept; by default one made of the command.
         resume: Go on with this run (the command may be left out).
         replay: Start the program once more, answered from the journal of this run alone; nothing is sent.
         input: What it gets on stdin: JSON or a text; `-` reads stdin.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,15 +25,18 @@ from perdure.core.actions import ActionState, Budget
 from perdure.core.errors import PerdureError, UsageError
 from perdure.core.models import Upstream
 from perdure.core.records import Status
+from perdure.core.tools import is_tool_name
+from perdure.hosting.workspace import Workspace
 from perdure.ports import Toolset
 from perdure.runtime import RunHandle, Runtime
 from perdure.runtime.config import world_from
-from perdure.runtime.outside import World
+from perdure.runtime.outside import PROGRAMS, World
 from perdure.runtime.replays import replay
 from perdure.runtime.secrets import LocalSecrets
 
 INTERRUPTED = 130
 MICROS = 1_000_000
+AMOUNT_MAX = 2**53  # of a limit: beyond it other readers of JSON lose digits; 9 billion USD, 285,000 years
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Hosting:
 
     command: Sequence[str]
     data: Path
-    agent: str = "program"
+    agent: str | None = None
     resume: str | None = None
     replay: str | None = None
     input: str | None = None
@@ -65,8 +69,10 @@ def execute(asked: Hosting, out: Out) -> int:
 
 
 async def _execute(asked: Hosting, out: Out) -> int:
+    kept = given(asked)
+    budget = budget_of(asked)
     world = _world(asked)
-    agent = _agent(asked, world)
+    agent = _agent(world, kept)
     with signals() as stop:
         opened = Runtime.open(
             asked.data,
@@ -78,22 +84,22 @@ async def _execute(asked: Hosting, out: Out) -> int:
         async with opened as runtime:
             if asked.replay is not None:
                 return await _replay(runtime, asked.replay, out)
-            handle = await _handle(runtime, agent, asked)
+            handle = await _handle(runtime, agent, asked, budget)
+            if asked.resume is None:
+                await asyncio.to_thread(_keep, asked.data, handle.id, kept)
             if not out.json:
                 out.note(f"run {handle.id}" + (" goes on" if asked.resume else ""))
             if await _follow(handle, out, stop):
                 return _report(runtime, handle, out, await handle.result())
-    out.note(
-        f"run {handle.id} is kept; go on with `perdure exec --resume {handle.id} --data {asked.data} -- ...`"
-    )
+    out.note(f"run {handle.id} is kept; go on with `perdure exec --resume {handle.id} --data {asked.data}`")
     if out.json:
         out.emit({"run": handle.id, "interrupted": True})
     return INTERRUPTED
 
 
-async def _handle(runtime: Runtime, agent: Agent, asked: Hosting) -> RunHandle:
+async def _handle(runtime: Runtime, agent: Agent, asked: Hosting, budget: Budget | None) -> RunHandle:
     if asked.resume is None:
-        return await runtime.start(agent.name, value_of(asked.input), budget=budget_of(asked))
+        return await runtime.start(agent.name, value_of(asked.input), budget=budget)
     handle = runtime.run(asked.resume)
     record = handle.record()
     if record.agent != agent.name:
@@ -246,26 +252,85 @@ def _toolset(text: str) -> Toolset:
     return McpToolset(name, command=tuple(shlex.split(target)), ours=os.environ)
 
 
-def _agent(asked: Hosting, world: World) -> Agent:
-    """The definition: from the command line, or as it was given when the run was started."""
-    known = asked.data / "programs" / f"{asked.agent}.json"
-    command = list(asked.command)
-    if not command and (asked.resume or asked.replay) and known.is_file():
-        command = msgspec.json.decode(known.read_bytes(), type=list[str])
-    if not command:
+def _agent(world: World, kept: Kept) -> Agent:
+    tools = [item.name for item in world.toolsets]
+    return process(
+        kept.agent, kept.command, tools=tools, kind=kept.kind, divergence=kept.divergence,
+        restarts_max=kept.restarts, cwd=kept.cwd, env=kept.env,
+    )  # fmt: skip
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run was started, so that it can be gone on with by its id alone."""
+
+    agent: str
+    command: tuple[str, ...]
+    cwd: str
+    env: dict[str, str]
+    kind: Kind
+    divergence: Divergence
+    restarts: int
+
+
+def given(asked: Hosting) -> Kept:
+    """The definition from the command line, or as the run was started that is to go on.
+
+    Raises:
+        UsageError: there is no command, it is another one than the run was started with, or a name cannot be.
+    """
+    known = asked.resume or asked.replay
+    before = None if known is None else _kept(asked.data, known)
+    if before is not None and not asked.command:
+        return before
+    if not asked.command:
         raise UsageError(
             "there is no command to run; give it after `--`, such as `perdure exec -- python agent.py`"
         )
-    known.parent.mkdir(parents=True, exist_ok=True)
-    known.write_bytes(msgspec.json.encode(command))
-    cwd = asked.cwd if asked.cwd is not None else Path.cwd()
-    if asked.divergence not in ("ask", "live", "fail"):
-        raise UsageError(f"`--divergence` must be `ask`, `live` or `fail`, found `{asked.divergence}`")
-    return process(
-        asked.agent, command, tools=[item.name for item in world.toolsets], kind=cast(Kind, asked.kind),
-        divergence=cast(Divergence, asked.divergence), restarts_max=asked.restarts, cwd=str(cwd),
-        env=variables(asked.env, os.environ),
-    )  # fmt: skip
+    command = tuple(asked.command)
+    if before is not None and before.command != command:
+        shown = shlex.join(before.command)
+        raise UsageError(f"run `{known}` was started with `{shown:.300}`; give that command, or leave it out")
+    agent = asked.agent or (before.agent if before else named(command))
+    if not is_tool_name(agent):
+        raise UsageError(f"`--agent {agent:.100}` must be letters, digits, `_`, `-` and `.`")
+    return Kept(
+        agent=agent,
+        command=command,
+        cwd=str(asked.cwd if asked.cwd is not None else Path.cwd()),
+        env=variables(asked.env, os.environ) or (before.env if before else {}),
+        kind=cast(Kind, asked.kind),
+        divergence=cast(Divergence, asked.divergence),
+        restarts=asked.restarts,
+    )
+
+
+def named(command: Sequence[str]) -> str:
+    """A name for the agent of a command: another command is another agent, so that their runs leave each other alone."""
+    words = [Path(word).name for word in command[:2] if not word.startswith("-")]
+    readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in words[-1])[:40]
+    digest = hashlib.sha256(msgspec.json.encode(command)).hexdigest()[:8]
+    return f"{readable}-{digest}"
+
+
+def _place(data: Path, run: str) -> Path:
+    return Workspace.folder(data / PROGRAMS, run) / "started.json"
+
+
+def _kept(data: Path, run: str) -> Kept | None:
+    try:
+        return msgspec.json.decode(_place(data, run).read_bytes(), type=Kept)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _keep(data: Path, run: str, kept: Kept) -> None:
+    """Only for this user: a command or a variable may hold what is nobody else's business."""
+    place = _place(data, run)
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = place.with_suffix(".new")
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(msgspec.json.encode(kept))
+    fresh.replace(place)
 
 
 def variables(given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -289,8 +354,26 @@ def budget_of(asked: Hosting) -> Budget | None:
         return None
     micros = None if asked.usd is None else usd_micros(asked.usd)
     return Budget(
-        usd_micros=micros, tokens=asked.tokens, calls=asked.calls, exhausted="hold" if asked.hold else "fail"
+        usd_micros=micros,
+        tokens=limited("--tokens", asked.tokens),
+        calls=limited("--calls", asked.calls),
+        exhausted="hold" if asked.hold else "fail",
     )
+
+
+def limited(option: str, amount: float | None) -> int | None:
+    """A limit as it is stored.
+
+    Raises:
+        UsageError: it is negative, no number, or too large to be kept exactly.
+    """
+    if amount is None:
+        return None
+    if not 0 <= amount <= AMOUNT_MAX:  # false for NaN too
+        raise UsageError(
+            f"`{option}` is out of range; expected 0 or more, and no more than can be kept exactly"
+        )
+    return round(amount)
 
 
 def usd_micros(text: str) -> int:
@@ -301,8 +384,8 @@ def usd_micros(text: str) -> int:
     """
     try:
         micros = Decimal(text) * MICROS
-    except InvalidOperation as error:
+    except ArithmeticError as error:  # no number, or one beyond all bounds
         raise UsageError(f"`{text}` is no amount of US dollars; expected a number such as 2.50") from error
-    if not micros.is_finite() or micros < 0 or micros != micros.to_integral_value():
+    if not micros.is_finite() or not 0 <= micros <= AMOUNT_MAX or micros != micros.to_integral_value():
         raise UsageError(f"`{text}` is no amount of US dollars; expected up to six decimals, such as 2.50")
     return int(micros)

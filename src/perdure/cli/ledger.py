@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from perdure.cli import views
-from perdure.cli.hosting import MICROS, usd_micros
+from perdure.cli.hosting import MICROS, limited, usd_micros
 from perdure.cli.opening import beside
 from perdure.cli.output import Out, dumps
 from perdure.core.actions import Account, ActionRecord, ActionState, Budget, Decision
@@ -19,7 +19,6 @@ from perdure.runtime import Runtime
 from perdure.runtime.actions import ActionView
 
 BAR = 20
-AMOUNT_MAX = 2**53  # of a limit: beyond it other readers of JSON lose digits; 9 billion USD, 285,000 years
 
 
 def actions(
@@ -268,21 +267,6 @@ def _amount(what: str, amount: int) -> str:
     return f"{amount / MICROS:.6f}" if what == "usd" else str(amount)
 
 
-def _limit(option: str, amount: float | None) -> int | None:
-    """A limit as it is stored.
-
-    Raises:
-        UsageError: it is negative, no number, or too large to be kept exactly.
-    """
-    if amount is None:
-        return None
-    if not 0 <= amount <= AMOUNT_MAX:  # false for NaN too
-        raise UsageError(
-            f"`{option}` is out of range; expected 0 or more, and no more than can be kept exactly"
-        )
-    return round(amount)
-
-
 def set_budget(
     data: Path,
     out: Out,
@@ -300,10 +284,10 @@ def set_budget(
     if hold and fail:
         raise UsageError("give `--hold` or `--fail`, not both")
     named: dict[str, Any] = {
-        "usd_micros": _limit("--usd", None if usd is None else usd_micros(usd)),
-        "tokens": _limit("--tokens", tokens),
-        "calls": _limit("--calls", calls),
-        "wall_ms": _limit("--wall", None if wall is None else wall * 1000),
+        "usd_micros": limited("--usd", None if usd is None else usd_micros(usd)),
+        "tokens": limited("--tokens", tokens),
+        "calls": limited("--calls", calls),
+        "wall_ms": limited("--wall", None if wall is None else wall * 1000),
         "exhausted": "hold" if hold else "fail" if fail else None,
     }
     given = {name: value for name, value in named.items() if value is not None}

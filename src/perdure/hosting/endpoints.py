@@ -30,6 +30,8 @@ from perdure.hosting.tokens import Tokens
 REQUEST_BYTES_MAX = (
     32 * 1024 * 1024
 )  # a context of a million tokens with pictures; beyond it is a mistake or an attack
+DROPPED_BYTES_MAX = 256 * 1024 * 1024  # of a request that is too large
+DIGITS_MAX = 18
 FORWARDED = ("anthropic-version", "anthropic-beta", "openai-beta")
 JOURNALED = ("chat/completions", "responses", "embeddings", "messages")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -216,16 +218,33 @@ async def _body(request: Request) -> bytes:
         RequestInvalidError: it is larger.
     """
     told = request.headers.get("content-length", "0")
-    if told.isdigit() and int(told) > REQUEST_BYTES_MAX:
-        raise _too_large(int(told))
+    if _number(told) > REQUEST_BYTES_MAX:
+        await _dropped(request)
+        raise _too_large(_number(told))
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > REQUEST_BYTES_MAX:
+            await _dropped(request)
             raise _too_large(size)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+async def _dropped(request: Request) -> None:
+    """Read on and forget, so that the sender gets to read why; up to a bound."""
+    size = 0
+    while size < DROPPED_BYTES_MAX:
+        message = await request.receive()
+        size += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return
+
+
+def _number(text: str) -> int:
+    """A number of ASCII digits; anything else is 0."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX else 0
 
 
 def _too_large(size: int) -> RequestInvalidError:
@@ -247,7 +266,7 @@ def _token(request: Request) -> str:
 
 def _retries(request: Request) -> int:
     told = request.headers.get("x-stainless-retry-count", "0")
-    return int(told) if told.isdigit() else 0
+    return _number(told)
 
 
 def _forwarded(request: Request) -> tuple[tuple[str, str], ...]:

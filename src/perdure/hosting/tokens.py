@@ -47,7 +47,7 @@ class Tokens:
             TokenRefusedError: it is missing, unknown, of an attempt that has ended, or of another run.
         """
         if not token:
-            message = "the request has no run token; a hosted program gets it as OPENAI_API_KEY, ANTHROPIC_API_KEY and PERDURE_TOKEN"
+            message = "the request has no run token; a hosted program gets it as OPENAI_API_KEY, ANTHROPIC_API_KEY and PERDURE_MCP_TOKEN"
             raise TokenRefusedError(message)
         name = _digest(token)
         attempt = self._attempts.get(name)

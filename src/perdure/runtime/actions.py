@@ -156,7 +156,7 @@ def parts(action: str) -> tuple[str, int]:
         ActionUnknownError: it is not an action's id.
     """
     run, slash, call = action.rpartition("/")
-    if not slash or not run or not call.isdigit():
+    if not slash or not run or not (call.isascii() and call.isdigit() and len(call) < 10):
         raise ActionUnknownError(
             f"`{action}` is no action's id; expected `RUN/CALL`, as `perdure actions list` shows it"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from perdure.ports import Transaction
 if TYPE_CHECKING:
     from perdure.engines.embedded.worker import Worker
 
+log = logging.getLogger("perdure.worker")
 LATER_MS = 50  # a program that replays makes a thousand calls in a second: that is twenty commits then, not a thousand
 
 
@@ -81,8 +83,8 @@ class HostSeat:
         host = self._host
         if host.pins:
             return
-        host.pins = dict(digests)
         await self._write(lambda _, at: (e.ToolsPinned(**at, digests=dict(digests)), {}))
+        host.pins = dict(digests)
 
     def show(self, kind: str, data: Any) -> None:
         """Show something to live watchers."""
@@ -131,7 +133,7 @@ class HostSeat:
                 item(tx)
 
         future = asyncio.ensure_future(self._worker.engine.store.transact(work))
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        future.add_done_callback(_noted)
 
     async def ended(self, call: int, told: Callable[[ActionState], None]) -> e.CallEntry:
         """Wait for the end of an open call."""
@@ -158,8 +160,14 @@ class HostSeat:
         open_call = self._host.calls.get(call)
         if open_call is None:
             return self._ended_already(call)
-        open_call.decided = self._worker.engine.loop.create_future()
+        if open_call.decided is None or open_call.decided.done():
+            open_call.decided = self._worker.engine.loop.create_future()
         return await asyncio.shield(open_call.decided)
+
+
+def _noted(done: asyncio.Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.warning("what a program was answered with was not noted down: %s", error)
 
 
 def _state(held: bool, doubt: bool) -> ActionState:  # noqa: FBT001 - the two marks of an open call
