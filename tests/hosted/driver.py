@@ -43,6 +43,7 @@ class Desk:
     framework: str
     env: dict[str, str] = field(default_factory=dict)
     pause_s: float = 0.0
+    pause_before_s: float = 0.0
     latency_ms: int = 0
     run: str = ""
     provider_port: int = 0
@@ -58,7 +59,8 @@ class Desk:
         provider = ["perdure.testing.provider", "--log", str(self.folder / "provider.log")]
         tools = ["perdure.testing.tool_server", "--log", str(self.folder / "tools.log")]
         self.provider_port = self._serve([*provider, "--latency-ms", str(self.latency_ms)])
-        self.tool_port = self._serve([*tools, "--pause-s", str(self.pause_s)])
+        pauses = ["--pause-s", str(self.pause_s), "--pause-before-s", str(self.pause_before_s)]
+        self.tool_port = self._serve([*tools, *pauses])
 
     def _serve(self, module: Sequence[str]) -> int:
         process = subprocess.Popen(
@@ -136,7 +138,28 @@ class Desk:
 
     def tool_calls(self) -> list[dict[str, Any]]:
         """What the tools really did."""
-        return _lines(self.folder / "tools.log")
+        return [line for line in _lines(self.folder / "tools.log") if "tool" in line]
+
+    def asked(self) -> int:
+        """How many bookings have reached the tool server, done or not."""
+        return sum("asked" in line for line in _lines(self.folder / "tools.log"))
+
+    def settle(self, call: int, decision: str, *more: str) -> None:
+        """Decide about a doubtful action, as a person does."""
+        command = [
+            sys.executable,
+            "-m",
+            "perdure.cli",
+            "actions",
+            "settle",
+            f"{self.run}/{call}",
+            decision,
+            *more,
+        ]
+        done = subprocess.run(
+            [*command, "--data", str(self.data)], capture_output=True, text=True, timeout=WAIT_S
+        )
+        assert done.returncode == 0, (done.stdout, done.stderr)
 
     def levels(self) -> set[str]:
         """How calls were recognised."""
@@ -147,7 +170,8 @@ class Desk:
 
     # -- killing
     def program(self) -> int | None:
-        """The process group of the attempt that is under way."""
+        """The process group of the last attempt."""
+        self.rows()  # learns the id of the run
         try:
             return int(json.loads((self.data / "programs" / self.run / "attempt.json").read_text())["pid"])
         except (OSError, ValueError, KeyError):
@@ -156,8 +180,10 @@ class Desk:
     def kill_program(self, known: int | None) -> int:
         """``kill -9`` the program (another one than ``known``) with all of its group."""
         pid = until(lambda: found if (found := self.program()) != known else None, self.told)
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:  # a kill that hits nothing would prove nothing
+            raise AssertionError(f"the program was over before it could be killed; {self.told()}") from None
         return int(pid)
 
     def close(self) -> None:
@@ -182,6 +208,7 @@ def desk(folder: Path, framework: str, **options: Any) -> Iterator[Desk]:
 
 def kill(process: subprocess.Popen[str]) -> None:
     """``kill -9`` a ``perdure exec``; the kernel kills its program with it."""
+    assert process.poll() is None, "it was over before it could be killed"
     process.kill()
     process.communicate()
 

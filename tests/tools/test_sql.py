@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,15 @@ def database(tmp_path: Path) -> Path:
     connection.commit()
     connection.close()
     return path
+
+
+def execute(database: Path, script: str) -> list[Any]:
+    """What the owner of the database does, without Perdure."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        if script.startswith("SELECT"):
+            return connection.execute(script).fetchall()
+        connection.executescript(script)
+        return []
 
 
 async def run(toolset: SqlToolset, tool: str, statement: str | None = None, params: Any = None) -> ToolOutput:
@@ -125,6 +136,100 @@ async def test_tables_that_are_not_allowed_are_refused_and_not_shown(database: P
             await run(shop, "query", statement)
 
 
+SHADOWED = [
+    # a name of a part of the statement hides the table of another part from a parser that does not know scopes
+    "SELECT value FROM secrets WHERE EXISTS (WITH secrets AS (SELECT 1) SELECT * FROM secrets)",
+    # a view of the database is trusted, a name that the statement gives itself is not
+    "WITH cheap AS (SELECT value FROM main.secrets) SELECT * FROM cheap",
+    "SELECT * FROM orders WHERE item IN (WITH shown AS (SELECT value FROM secrets) SELECT * FROM shown)",
+]
+
+
+@pytest.mark.parametrize("statement", SHADOWED)
+async def test_the_database_itself_refuses_a_table_that_is_not_allowed(
+    database: Path, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = SqlToolset("shop", str(database), tables=["orders", "cheap"])
+    execute(
+        database, "CREATE VIEW cheap AS SELECT name FROM secrets; CREATE VIEW shown AS SELECT * FROM orders"
+    )
+    assert (await run(shop, "query", "SELECT * FROM cheap")).value["rows"] == [["a"]]  # its owner made it so
+    try:
+        first = await run(shop, "query", statement)
+    except StatementRefusedError:
+        pass
+    else:
+        assert first.is_error
+        assert "prohibited" in str(first.value)
+    monkeypatch.setattr("perdure.tools.sql.check_tables", lambda *_: None)
+    second = await run(shop, "query", statement)
+    assert second.is_error, second.value
+    assert "prohibited" in str(second.value)
+
+
+async def test_a_write_cannot_hide_its_table_behind_a_name_of_its_own(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = SqlToolset("shop", str(database), tables=["orders"], write=True)
+    before = database.read_bytes()
+    statements = (
+        ("WITH secrets AS (SELECT ?) DELETE FROM secrets", [1]),
+        ("WITH secrets AS (SELECT ?) UPDATE secrets SET value = ?", [1, "x"]),
+        ("WITH secrets AS (SELECT ?) INSERT INTO secrets (name) VALUES (?)", [1, "x"]),
+    )
+    for statement, params in statements:
+        with pytest.raises(StatementRefusedError, match="not among"):
+            await run(shop, "execute", statement, params)
+    monkeypatch.setattr("perdure.tools.sql.check_tables", lambda *_: None)
+    for statement, params in statements:
+        assert (await run(shop, "execute", statement, params)).is_error
+    assert database.read_bytes() == before
+
+
+async def test_what_a_trigger_of_the_database_does_is_its_owners(database: Path) -> None:
+    execute(
+        database,
+        """CREATE TABLE log (item TEXT);
+        CREATE TRIGGER noted AFTER INSERT ON orders BEGIN INSERT INTO log VALUES (new.item); END""",
+    )
+    shop = SqlToolset("shop", str(database), tables=["orders"], write=True)
+    done = await run(shop, "execute", "INSERT INTO orders (item) VALUES (?)", ["tea"])
+    assert done.value == {"rows_changed": 1}
+    assert execute(database, "SELECT item FROM log") == [("tea",)]
+
+
+async def test_full_text_search_reads_its_own_tables(database: Path) -> None:
+    execute(database, "CREATE VIRTUAL TABLE docs USING fts5(text); INSERT INTO docs VALUES ('hello world')")
+    shop = SqlToolset("shop", str(database), tables=["docs"], write=True)
+    found = await run(shop, "query", "SELECT text FROM docs WHERE docs MATCH ?", ["hello"])
+    assert found.value["rows"] == [["hello world"]]
+    await run(shop, "execute", "INSERT INTO docs (text) VALUES (?)", ["hello moon"])
+    found = await run(shop, "query", "SELECT count(*) FROM docs WHERE docs MATCH ?", ["hello"])
+    assert found.value["rows"] == [[2]]
+
+
+async def test_rows_that_a_write_returns_come_back_bounded_and_the_write_is_done(database: Path) -> None:
+    shop = SqlToolset("shop", str(database), write=True, rows_max=3)
+    done = await run(shop, "execute", "UPDATE orders SET cents = ? WHERE id < ? RETURNING id", [1, 9])
+    assert done.value == {"rows_changed": 8, "columns": ["id"], "rows": [[1], [2], [3]], "truncated": True}
+    assert execute(database, "SELECT count(*) FROM orders WHERE cents = 1") == [(8,)]
+    rolled = await run(shop, "execute", "INSERT OR ROLLBACK INTO orders (id) VALUES (?)", [1])
+    assert rolled.is_error
+    too_large = await run(shop, "execute", "INSERT INTO orders (cents) VALUES (?)", [2**70])
+    assert too_large.is_error
+
+
+async def test_a_write_nobody_waits_for_any_longer_is_not_made(database: Path) -> None:
+    shop = SqlToolset("shop", str(database), write=True)
+    slow = """WITH RECURSIVE n(i) AS (SELECT ? UNION ALL SELECT i + ? FROM n WHERE i < ?)
+        INSERT INTO orders (cents) SELECT i FROM n"""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await run(shop, "execute", slow, [1, 1, 100_000_000])
+    await asyncio.sleep(0.3)
+    assert execute(database, "SELECT count(*) FROM orders") == [(500,)]
+
+
 async def test_writing_takes_its_values_as_parameters(database: Path) -> None:
     shop = SqlToolset("shop", str(database), write=True)
     [execute] = [tool for tool in await shop.tools() if tool.spec.name == "shop_execute"]
@@ -138,6 +243,8 @@ async def test_writing_takes_its_values_as_parameters(database: Path) -> None:
         "UPDATE orders SET cents = 0 WHERE id = 3",
         "DELETE FROM orders WHERE item = 'tea'",
         "INSERT INTO orders (item) VALUES ('x')",
+        "INSERT INTO orders (id) VALUES (?) ON CONFLICT DO UPDATE SET cents = 0",
+        "WITH zero AS (SELECT 0) UPDATE orders SET cents = (SELECT * FROM zero)",
     ):
         with pytest.raises(StatementRefusedError, match="parameters"):
             await run(shop, "execute", statement)

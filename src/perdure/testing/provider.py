@@ -2,6 +2,11 @@
 
 Every answer has random ids and words, so a repeated upstream call could never reproduce an earlier answer, and each call is
 one line of a log: who counts the lines knows what was really asked. ``python -m perdure.testing.provider --help``.
+
+Calls fail on demand: ``POST /fault`` with ``{"fault": "429", "times": 3, "seconds": 0.1}`` spoils the next calls, and a model
+name such as ``seq@hang`` or ``seq@500x3`` the first calls (one, if no number is given) for that name. ``429`` and ``500`` are
+refusals (``seconds`` goes into Retry-After), ``hang`` waits (an hour, without ``seconds``), ``truncate`` breaks the connection
+in the middle of the answer, ``malformed`` is no JSON, ``renamed`` names another model, ``slow`` waits between chunks.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import uvicorn
@@ -30,6 +35,8 @@ from perdure.models.scripted import Script, ScriptedCall, ScriptedUpstream, Turn
 ENDPOINTS = ("chat/completions", "responses", "embeddings", "messages/count_tokens", "messages")
 Fault = Literal["429", "500", "hang", "truncate", "malformed", "renamed", "slow"]
 SLOW_S = 0.05  # between the chunks of a slow stream
+HANG_S = 3_600.0  # longer than any client waits
+FAULT_CALLS_MAX = 1_000  # no client tries more often
 LONG = "long:"
 
 
@@ -72,6 +79,7 @@ class Provider:
         self.latency_ms = latency_ms
         self.faults: list[tuple[str, float]] = []  # used up one for each call
         self._scripted: dict[str, ScriptedUpstream] = {}
+        self._spoiled: dict[str, int] = {}  # calls that failed as their model's name asks
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -93,15 +101,31 @@ class Provider:
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in SCRIPTS]})
 
     async def _fault(self, request: Request) -> Response:
-        """``{"fault": "429", "times": 3, "seconds": 0.1}``: the next calls fail so."""
-        asked = await request.json()
-        self.faults += [(asked["fault"], float(asked.get("seconds", 0)))] * int(asked.get("times", 1))
+        asked = await _object_of(request)
+        fault, times = str(asked.get("fault")), int(asked.get("times", 1))
+        if fault not in get_args(Fault) or not 0 < times <= FAULT_CALLS_MAX:
+            # A fault that is silently none would let a test pass that tries nothing.
+            return _refusal(f"expected one of {', '.join(get_args(Fault))}, 1 to {FAULT_CALLS_MAX} times")
+        self.faults += [(fault, float(asked.get("seconds", 0)))] * times
         return JSONResponse({"waiting": len(self.faults)})
+
+    def _fault_of(self, model: str) -> tuple[str, float]:
+        """The fault of this call and its seconds; empty if it is to go well."""
+        if self.faults:
+            return self.faults.pop(0)
+        fault, _, times = model.partition("@")[2].partition("x")
+        if fault not in get_args(Fault) or self._spoiled.get(model, 0) >= int(times or 1):
+            return "", 0.0
+        self._spoiled[model] = self._spoiled.get(model, 0) + 1
+        return fault, 0.0
 
     async def _answer(self, endpoint: str, request: Request) -> Response:
         data = await request.body()
-        body = msgspec.json.decode(data, type=dict[str, Any])
-        fault, seconds = self.faults.pop(0) if self.faults else ("", 0.0)
+        body = await _object_of(request)
+        model = str(body.get("model", ""))
+        if not model:
+            return _refusal("expected a JSON object with a `model`")
+        fault, seconds = self._fault_of(model)
         self._note(endpoint, body, request, fault)
         await asyncio.sleep(self.latency_ms / 1000)
         match fault:
@@ -109,10 +133,9 @@ class Provider:
                 headers = {"retry-after": f"{seconds:g}"} if fault == "429" else {}
                 return JSONResponse({"error": {"message": fault, "type": "test"}}, int(fault), headers)
             case "hang":
-                await asyncio.sleep(seconds or 3_600)
+                await asyncio.sleep(seconds or HANG_S)
             case "malformed":
                 return Response(b'{"id": "x", "choices": [{"mess', media_type="application/json")
-        model = str(body.get("model", ""))
         told = f"{model}-2026" if fault == "renamed" else model
         stack = contextlib.AsyncExitStack()
         asked = ModelRequest(endpoint=endpoint, model=model, body=data)
@@ -120,10 +143,9 @@ class Provider:
 
         async def chunks() -> AsyncIterator[bytes]:
             async with stack:
-                index = 0
                 async for chunk in answer.chunks:
-                    index += 1
-                    if fault == "truncate" and index > 1:
+                    if fault == "truncate":  # the first chunk may be the whole answer
+                        yield chunk[: len(chunk) // 2]
                         raise ConnectionAbortedError("truncated on purpose")
                     yield chunk
                     if fault == "slow":
@@ -134,9 +156,11 @@ class Provider:
     def _upstream(self, model: str) -> ScriptedUpstream:
         found = self._scripted.get(model)
         if found is None:
-            script = SCRIPTS.get(model, TALK)
-            if model.startswith(LONG):
-                turns = [(_call("lookup", q=str(index)),) for index in range(int(model.removeprefix(LONG)))]
+            name = model.partition("@")[0]
+            script = SCRIPTS.get(name, TALK)
+            count = name.removeprefix(LONG)
+            if name.startswith(LONG) and count.isdecimal():
+                turns = [(_call("lookup", q=str(index)),) for index in range(int(count))]
                 script = _trip(*turns)
             found = self._scripted[model] = ScriptedUpstream.of(
                 Upstream(name="provider", wire="scripted"), script, _Chance()
@@ -152,10 +176,23 @@ class Provider:
             "stream": bool(body.get("stream")),
             "key": hashlib.sha256(key.encode()).hexdigest()[:12] if key else "",
             "idempotency_key": request.headers.get("idempotency-key", ""),
+            "retry": request.headers.get("x-stainless-retry-count", ""),
             "fault": fault,
         }
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+async def _object_of(request: Request) -> dict[str, Any]:
+    """The body; empty if it is no JSON object."""
+    try:
+        return msgspec.json.decode(await request.body(), type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}
+
+
+def _refusal(message: str) -> Response:
+    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, 400)
 
 
 class _Chance:

@@ -1,7 +1,7 @@
 """SQL databases as tools: read-only unless told otherwise, one parsed statement at a time, values as parameters, rows bounded.
 
-Databases of SQLite. Two walls beside the parser: the connection is opened for reading only, and an authorizer refuses whatever
-a read does not need.
+Databases of SQLite. Two walls beside the parser: the connection is opened for reading only unless the statement writes, and
+SQLite asks for every table that a statement touches whether it may (``sqlite_wall``).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import asyncio
 import base64
 import math
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,16 +26,14 @@ from perdure.core.errors import (
 )
 from perdure.core.tools import ToolOutput, ToolSpec, ToolUse, is_tool_name
 from perdure.ports import Secrets, Tool
-from perdure.tools.statements import check_tables, read_statement
+from perdure.tools.sqlite_wall import may_use, wall
+from perdure.tools.statements import Statement, check_tables, read_statement
 
 ROWS_MAX = 200
 CELL_CHARACTERS_MAX = 10_000
 TIMEOUT_MS = 10_000
 OPCODES = 10_000  # of SQLite's machine, between two looks at the clock
 SAFE_INTEGER = 2**53  # beyond, JSON readers lose digits
-READS = frozenset(
-    (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
-)
 PARAMS = {
     "description": "Values for the statement's parameters: a list for `?`, an object for `:name`.",
     "anyOf": [{"type": "array"}, {"type": "object"}],
@@ -136,12 +136,13 @@ class SqlToolset:
             raise ToolUnreachableError(f"database `{self._path}` cannot be opened: {error}") from error
         if not write:
             connection.execute("PRAGMA query_only = ON")
-            connection.set_authorizer(_only_reads)
         return connection
 
-
-def _only_reads(action: int, *_: Any) -> int:
-    return sqlite3.SQLITE_OK if action in READS else sqlite3.SQLITE_DENY
+    def wall_in(self, connection: sqlite3.Connection, statement: Statement) -> None:
+        """From here on the connection does what this statement needs, on the allowed tables."""
+        connection.set_authorizer(
+            wall(connection, self.allowed, write=statement.is_write, own_names=statement.own_names)
+        )
 
 
 class _Tables:
@@ -165,7 +166,6 @@ class _Tables:
         return await _in_thread(self._toolset, self._read, write=False)
 
     def _read(self, connection: sqlite3.Connection) -> Any:
-        connection.set_authorizer(None)  # our own statements, on a connection that cannot write
         names = [
             row[0]
             for row in connection.execute(
@@ -174,11 +174,7 @@ class _Tables:
         ]
         found: dict[str, Any] = {}
         for name in names:
-            try:
-                quoted = name.replace('"', '""')
-                statement = read_statement(f'SELECT 1 FROM "{quoted}"', dialect="sqlite")  # noqa: S608 - parsed, not run
-                check_tables(statement, self._toolset.allowed)
-            except StatementRefusedError:  # it may not be used, so it is not shown
+            if not may_use(name, self._toolset.allowed):  # so it is not shown
                 continue
             columns = connection.execute("SELECT name, type FROM pragma_table_info(?)", (name,)).fetchall()
             found[name] = dict(columns)
@@ -210,6 +206,7 @@ class _Query:
         limit = self._toolset.rows_max
 
         def read(connection: sqlite3.Connection) -> Any:
+            self._toolset.wall_in(connection, statement)
             cursor = connection.execute(text, _bound(params))
             rows = cursor.fetchmany(limit + 1)
             columns = [column[0] for column in cursor.description or ()]
@@ -240,18 +237,31 @@ class _Execute:
         statement = await asyncio.to_thread(read_statement, text, dialect="sqlite")
         check_tables(statement, self._toolset.allowed)
 
+        limit = self._toolset.rows_max
+
         def write(connection: sqlite3.Connection) -> Any:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                changed = connection.execute(text, _bound(params)).rowcount
+                self._toolset.wall_in(connection, statement)
+                cursor = connection.execute(text, _bound(params))
+                # A statement with RETURNING is done only when its last row was read.
+                rows = [[_cell(value) for value in row] for row in cursor.fetchmany(limit)]
+                truncated = sum(1 for _ in cursor) > 0
+                connection.set_authorizer(None)
+                (changed,) = connection.execute("SELECT changes()").fetchone()
             except BaseException:
-                connection.execute("ROLLBACK")
+                connection.set_authorizer(None)
+                if connection.in_transaction:  # `INSERT OR ROLLBACK` has left it
+                    connection.execute("ROLLBACK")
                 raise
             try:
                 connection.execute("COMMIT")
             except sqlite3.Error as error:
                 raise ToolDoubtfulError(f"the commit was not confirmed: {error}") from error
-            return {"rows_changed": max(0, changed)}
+            if cursor.description is None:
+                return {"rows_changed": changed}
+            columns = [column[0] for column in cursor.description]
+            return {"rows_changed": changed, "columns": columns, "rows": rows, "truncated": truncated}
 
         return await _in_thread(self._toolset, write, write=True)
 
@@ -268,25 +278,35 @@ def _parameters(text: str) -> dict[str, Any]:
 async def _in_thread(
     toolset: SqlToolset, work: Callable[[sqlite3.Connection], Any], *, write: bool
 ) -> ToolOutput:
-    """Run something on a connection of its own; too long, and it is interrupted."""
-    loop = asyncio.get_running_loop()
-    connection = await asyncio.to_thread(toolset.connect, write=write)
-    until = loop.time() + toolset.timeout_ms / 1000
-    connection.set_progress_handler(lambda: int(loop.time() > until), OPCODES)
+    """Run something on a connection of its own; too long, or no longer awaited, and it is interrupted."""
+    given_up = threading.Event()
+
+    def run() -> ToolOutput:
+        until = time.monotonic() + toolset.timeout_ms / 1000
+        with closing(toolset.connect(write=write)) as connection:
+            connection.set_progress_handler(
+                lambda: int(given_up.is_set() or time.monotonic() > until),
+                OPCODES,
+            )
+            try:
+                return ToolOutput(value=work(connection))
+            except sqlite3.OperationalError as error:
+                if "interrupted" not in str(error):
+                    return _refused(error)
+                message = (
+                    f"the statement took longer than {toolset.timeout_ms} ms and was stopped; ask for less"
+                )
+                raise ToolFailedError(message) from error
+            except (sqlite3.Error, OverflowError) as error:  # an integer beyond 64 bits
+                return _refused(error)
+
     try:
-        return ToolOutput(value=await asyncio.to_thread(work, connection))
-    except sqlite3.OperationalError as error:
-        if "interrupted" in str(error):
-            message = f"the statement took longer than {toolset.timeout_ms} ms and was stopped; ask for less"
-            raise ToolFailedError(message) from error
-        return _refused(error)
-    except sqlite3.Error as error:
-        return _refused(error)
+        return await asyncio.to_thread(run)
     finally:
-        connection.close()
+        given_up.set()
 
 
-def _refused(error: sqlite3.Error) -> ToolOutput:
+def _refused(error: Exception) -> ToolOutput:
     """What the database says, for the model to read."""
     return ToolOutput(value=f"the database refuses the statement: {error}", is_error=True)
 

@@ -22,11 +22,12 @@ FUNCTIONS_REFUSED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement. ``tables`` are those that it names, without its own common table expressions."""
+    """One statement. ``tables`` are those that it names; ``own_names`` are its own common table expressions."""
 
     is_write: bool
     kind: str
     tables: frozenset[str]
+    own_names: frozenset[str] = frozenset()
 
 
 def read_statement(text: str, *, dialect: str) -> Statement:
@@ -58,7 +59,8 @@ def read_statement(text: str, *, dialect: str) -> Statement:
     if not kind:
         raise StatementRefusedError(f"expected SELECT, INSERT, UPDATE or DELETE, found {_name(root)}")
     _check_parts(root, exp, is_write=kind != "SELECT")
-    return Statement(kind != "SELECT", kind, _tables(root, exp))
+    own = frozenset(item.alias_or_name.lower() for item in root.find_all(exp.CTE))
+    return Statement(kind != "SELECT", kind, _tables(root, exp, own), own)
 
 
 def _check_parts(root: Any, exp: Any, *, is_write: bool) -> None:
@@ -83,29 +85,29 @@ def _check_parts(root: Any, exp: Any, *, is_write: bool) -> None:
             name = (node.name if isinstance(node, exp.Anonymous) else node.sql_name()).lower()
             if name in FUNCTIONS_REFUSED:
                 raise StatementRefusedError(f"function `{name}` does more than compute, so it is refused")
-    if is_write and any(part.find(exp.Literal) for part in _valued(root)):
+    if is_write and root.find(exp.Literal):
         message = "a statement that writes takes its values as parameters, found a literal"
         raise StatementRefusedError(f"{message}; write `?` and give the values in `params`")
 
 
-def _valued(root: Any) -> list[Any]:
-    """The parts of a writing statement that hold values: what is set, inserted and compared."""
-    parts = [root.args.get(clause) for clause in ("where", "expression", "expressions")]
-    flat = [item for part in parts for item in (part if isinstance(part, list) else [part])]
-    return [item for item in flat if hasattr(item, "find")]
-
-
-def _tables(root: Any, exp: Any) -> frozenset[str]:
-    own = {item.alias_or_name.lower() for item in root.find_all(exp.CTE)}
+def _tables(root: Any, exp: Any, own: frozenset[str]) -> frozenset[str]:
     found: set[str] = set()
+    changed = _target(root, exp)  # a name of the statement's own never stands for what is written to
     for table in root.find_all(exp.Table):
         schema, name = table.db, table.name
         if not name:  # a function in the place of a table
             inner = table.this
             raise StatementRefusedError(f"a function stands in the place of a table: {_name(inner)}")
-        if schema or name.lower() not in own:
+        if schema or table is changed or name.lower() not in own:
             found.add(f"{schema}.{name}".lower() if schema and schema.lower() != "main" else name.lower())
     return frozenset(found)
+
+
+def _target(root: Any, exp: Any) -> Any:
+    if isinstance(root, exp.Query):
+        return None
+    found = root.this
+    return found.this if isinstance(found, exp.Schema) else found
 
 
 def check_tables(statement: Statement, allowed: Sequence[str]) -> None:

@@ -21,7 +21,12 @@ server = {
 async def main():
     tools = await MultiServerMCPClient({"trip": server}).get_tools()
     agent = create_agent("openai:" + os.environ.get("MODEL", "seq"), tools, system_prompt=system)
-    result = await agent.ainvoke({"messages": [("user", "Book a trip to Rome.")]})
+    asked = {"messages": [("user", "Book a trip to Rome.")]}
+    if os.getenv("STREAM"):
+        async for kind, part in agent.astream(asked, stream_mode=["messages", "values"]):
+            result = part if kind == "values" else None
+    else:
+        result = await agent.ainvoke(asked)
     print("FINAL", result["messages"][-1].content)
 
 
