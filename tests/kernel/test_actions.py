@@ -14,6 +14,7 @@ from perdure.kernel.actions import FIRST, TRANSITIONS, diagram, event_for, in_do
 S = ActionState
 EVENTS = tuple(event for event, _, _ in TRANSITIONS)
 LEGAL = {
+    (S.HELD, S.HELD),
     (S.HELD, S.INTENDED), (S.HELD, S.REFUSED),
     (S.INTENDED, S.SUCCEEDED), (S.INTENDED, S.FAILED), (S.INTENDED, S.LOST), (S.INTENDED, S.UNKNOWN),
     (S.UNKNOWN, S.SUCCEEDED), (S.UNKNOWN, S.FAILED), (S.UNKNOWN, S.INTENDED),

@@ -14,6 +14,7 @@ from perdure.agents.program import Program
 from perdure.core.actions import Budget
 from perdure.core.errors import DefinitionError
 from perdure.core.ids import checked_name
+from perdure.core.principals import RISKS, Risk
 from perdure.core.records import Conflict
 
 Handler = Callable[..., Awaitable[Any]]
@@ -41,6 +42,8 @@ class Agent:
         subscribes: topics; each publication starts a run with the published body as its input.
         budget: what each run may use, with everything that it starts.
         program: the command of a hosted program (better: use ``process``).
+        roles: what policies may call it by, such as ``clerk``.
+        risk: its tier, for policies and for how long an external judge may take.
 
     Raises:
         DefinitionError: this cannot work; the message says why.
@@ -61,12 +64,18 @@ class Agent:
         subscribes: Sequence[str] = (),
         budget: Budget | None = None,
         program: Program | None = None,
+        roles: Sequence[str] = (),
+        risk: Risk = "medium",
     ) -> None:
         self.name = checked_name("the name of an agent", name)
         if (handler is None) == (model is None):
             raise DefinitionError(f"agent `{name}` needs either a handler or a model")
         self.budget = budget
         self.program = program
+        self.roles = tuple(checked_name("a role", role) for role in roles)
+        if risk not in RISKS:
+            raise DefinitionError(f"agent `{name}` has `risk={risk!r}`, expected one of {RISKS}")
+        self.risk: Risk = risk
         if concurrency is not None and concurrency < 1:
             raise DefinitionError(f"agent `{name}` has `concurrency={concurrency}`, expected 1 or more")
         if conflict not in CONFLICTS:
@@ -108,6 +117,8 @@ def agent(
     subscribes: Sequence[str] = (),
     tools: Sequence[Any] = (),
     budget: Budget | None = None,
+    roles: Sequence[str] = (),
+    risk: Risk = "medium",
 ) -> Callable[[Handler], Agent]:
     """Make ``async def handler(run, ...)`` an agent; the arguments are those of :class:`Agent`."""
 
@@ -121,6 +132,8 @@ def agent(
             subscribes=subscribes,
             tools=tools,
             budget=budget,
+            roles=roles,
+            risk=risk,
         )
         made.__doc__ = handler.__doc__
         return made

@@ -11,6 +11,7 @@ from perdure.agents.program import Divergence, Kind, Program
 from perdure.agents.requests import ProgramCall
 from perdure.agents.run import Run
 from perdure.core.actions import Budget
+from perdure.core.principals import Risk
 from perdure.core.values import decode, digest
 
 
@@ -35,6 +36,8 @@ def process(
     cwd: str | None = None,
     concurrency: int | None = None,
     version: str | None = None,
+    roles: Sequence[str] = (),
+    risk: Risk = "medium",
 ) -> Agent:
     """An agent that is an unmodified program: it is started with the gateway's addresses in its environment.
 
@@ -54,6 +57,8 @@ def process(
         cwd: the folder to start it in; by default its workspace.
         concurrency: programs of this agent at once.
         version: pins the program; by default a digest of command and variables.
+        roles: what policies may call it by.
+        risk: its tier.
 
     Raises:
         DefinitionError: this cannot work.
@@ -64,5 +69,5 @@ def process(
     )  # fmt: skip
     return Agent(
         name, handler=_host, tools=tools, budget=budget, program=made, concurrency=concurrency,
-        version=version or made.version,
+        version=version or made.version, roles=roles, risk=risk,
     )  # fmt: skip

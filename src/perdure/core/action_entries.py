@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from perdure.core.entry import CallEntry, Entry, Failure
 from perdure.core.values import Payload
+from perdure.core.verdicts import Demand, Reason
 
 
 # -- actions ---------------------------------------------------------------------------------------
 class ActionIntended(CallEntry, frozen=True, kw_only=True):
-    """An action passed every gate and its budget is reserved; from here on it may have been dispatched."""
+    """An action passed every gate and its budget is reserved; from here on it may have been dispatched.
+
+    ``policy`` is the digest of the policies that allowed it, ``obligations`` what they ask for, ``grant`` the id of the grant
+    that released it; ``changed`` says that an approver changed its arguments, which are in ``request``.
+    """
 
     kind = "act"
     what: Literal["tool", "model"]
@@ -19,10 +26,19 @@ class ActionIntended(CallEntry, frozen=True, kw_only=True):
     effect: str
     endpoint: str = ""
     attempt: int = 0
+    reasons: tuple[Reason, ...] = ()
+    obligations: dict[str, str] = msgspec.field(default_factory=dict)
+    policy: str = ""
+    grant: str = ""
+    changed: bool = False
 
 
 class ActionHeld(CallEntry, frozen=True, kw_only=True):
-    """An action waits for a decision; nothing was sent."""
+    """An action waits for a decision; nothing was sent.
+
+    With ``demands`` only a grant releases it, until ``due_ms``; ``asked`` counts how often it was escalated. ``tool`` is the
+    digest of the tool and ``policy`` that of the policies when it was held.
+    """
 
     kind = "act"
     what: Literal["tool", "model"]
@@ -32,6 +48,12 @@ class ActionHeld(CallEntry, frozen=True, kw_only=True):
     reason: Failure
     endpoint: str = ""
     attempt: int = 0
+    reasons: tuple[Reason, ...] = ()
+    demands: tuple[Demand, ...] = ()
+    policy: str = ""
+    tool: str = ""
+    due_ms: int | None = None
+    asked: int = 0
 
 
 class ActionDoubted(CallEntry, frozen=True, kw_only=True):

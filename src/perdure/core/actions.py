@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 What = Literal["tool", "model"]
-Decision = Literal["happened", "did-not-happen", "retry", "live", "fail"]
+Decision = Literal["happened", "did-not-happen", "retry", "live", "fail", "grant", "reject", "expire"]
 Level = Literal["live", "exact", "masked", "causal", "ordinal", "retry"]
 ACTION_TOPIC = "perdure.action/"  # followed by the call's number: where decisions about an action arrive
 

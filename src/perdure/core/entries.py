@@ -22,6 +22,7 @@ from perdure.core.entry import CallEntry as CallEntry
 from perdure.core.entry import Entry as Entry
 from perdure.core.entry import Failure as Failure
 from perdure.core.entry import Wait as Wait
+from perdure.core.principals import Principal
 from perdure.core.values import NULL, Payload
 
 JOURNAL_VERSION = 2  # written in RunStarted; raised when a class is added that older code cannot read
@@ -29,7 +30,10 @@ JOURNAL_VERSION = 2  # written in RunStarted; raised when a class is added that 
 
 # -- the life of a run ---------------------------------------------------------------------------
 class RunStarted(Entry, frozen=True, kw_only=True):
-    """A run was accepted. ``chance`` seeds ``run.random`` and ``run.uuid``; ``version`` pins the agent's code."""
+    """A run was accepted. ``chance`` seeds ``run.random`` and ``run.uuid``; ``version`` pins the agent's code.
+
+    ``principals`` is who it acts for: the run that started it, and so on up to the user.
+    """
 
     agent: str
     version: str
@@ -39,6 +43,7 @@ class RunStarted(Entry, frozen=True, kw_only=True):
     parent: str | None = None
     deadline_ms: int | None = None
     origin: str | None = None
+    principals: tuple[Principal, ...] = ()
     journal: int = JOURNAL_VERSION
 
 

@@ -170,6 +170,30 @@ class UnpricedError(RefusedError):
     code = "model-unpriced"
 
 
+class ActionDeniedError(RefusedError):
+    """A gate denies the action; the reasons have codes of their own."""
+
+    code = "action-denied"
+
+
+class ApprovalRejectedError(RefusedError):
+    """An approver rejected the held action; the message has the reason."""
+
+    code = "approval-rejected"
+
+
+class ApprovalExpiredError(RefusedError):
+    """Nobody approved the held action in time."""
+
+    code = "approval-expired"
+
+
+class ContainedError(RefusedError):
+    """A containment in force does not let the action through."""
+
+    code = "contained"
+
+
 class ToolChangedError(RefusedError):
     """A tool's description or schema is not the one that the run began with."""
 

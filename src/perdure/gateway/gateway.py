@@ -25,7 +25,8 @@ from perdure.core.errors import (
 from perdure.core.limits import ERROR_TEXT_MAX
 from perdure.core.models import ModelRequest, Usage
 from perdure.core.tools import ToolOutput, ToolSpec, ToolUse
-from perdure.gateway import ledger
+from perdure.gateway import intents, ledger
+from perdure.gateway.governance import Governance
 from perdure.gateway.outputs import Exchange, bounded, exchange
 from perdure.gateway.prices import cost_usd_micros, estimate_usd_micros
 from perdure.gateway.redact import Redactor
@@ -51,6 +52,7 @@ class Gateway:
         redactor: takes secrets out of what is stored.
         payload_bytes_max: the largest request or result.
         telemetry: listens to spans and counts.
+        governance: the gates, what they go by, and who may approve.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class Gateway:
         redactor: Redactor,
         payload_bytes_max: int,
         telemetry: Telemetry | None = None,
+        governance: Governance | None = None,
     ) -> None:
         self.upstreams = upstreams
         self.redactor = redactor
         self.payload_bytes_max = payload_bytes_max
         self.telemetry = telemetry or NullTelemetry()
+        self.governance = governance or Governance()
         self._schemas: dict[str, ArgumentSchema] = {}
 
     # -- before
@@ -97,20 +101,47 @@ class Gateway:
         """
         act.stored, _ = self.redactor.clean(act.request)
         warnings: list[str] = []
+        governance = self.governance
+        policy = governance.digest
 
-        def make(tx: Any, position: dict[str, int]) -> tuple[e.CallEntry, Any]:
-            entry, blobs, room = ledger.propose(tx, position, seat, act, self.payload_bytes_max, hold)
-            warnings.extend(room.warnings)
-            return entry, blobs
+        async def judged() -> e.CallEntry:
+            verdict = await governance.judge(seat, act)
 
-        entry = await seat.write(make)
+            def make(tx: Any, position: dict[str, int]) -> tuple[e.CallEntry, Any]:
+                entry, blobs, room = intents.propose(
+                    tx, position, seat, act, self.payload_bytes_max, hold, verdict, policy
+                )
+                warnings.extend(room.warnings)
+                return entry, blobs
+
+            return await seat.write(make)
+
+        if seat.memory is None:
+            entry = await judged()
+        else:  # what gates remember must hold each action of the run before the next is judged
+            async with seat.memory.lock:
+                entry = await judged()
+                seat.memory.see_ahead(entry, act)
         self._warn(seat, warnings)
         return entry
 
     async def release(self, seat: Seat, act: Act) -> e.CallEntry:
-        """Judge a held act again."""
+        """Judge a held act again, under the policies in force now, and with what was signed about it."""
+        act.stored, _ = self.redactor.clean(act.request)
+        governance = self.governance
+        signed = governance.signed(seat, act)
+        changed = next((item.arguments for item in signed if item.arguments is not None), None)
+        claim = governance.claim(seat, act)  # what was shown and signed, before anybody changed it
+        if changed is not None:
+            act.request, act.is_changed = changed, True
+            act.stored, _ = self.redactor.clean(changed)
+            if act.spec is not None:
+                self.check_arguments(act.spec, msgspec.json.decode(changed))
+        verdict = await governance.judge(seat, act, is_release=True)
         return await seat.write(
-            lambda tx, position: ledger.release(tx, position, seat, act, self.payload_bytes_max)[:2]
+            lambda tx, position: intents.release(
+                tx, position, seat, act, self.payload_bytes_max, verdict, governance, claim
+            )
         )
 
     def _warn(self, seat: Seat, warnings: list[str]) -> None:

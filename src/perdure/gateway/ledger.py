@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from perdure.core import entries as e
 from perdure.core.actions import ActionRecord, ActionState, Decision, Spend
-from perdure.core.errors import ActionUnknownError, RefusedError, error_for, invariant
+from perdure.core.errors import (
+    ActionUnknownError,
+    ApprovalExpiredError,
+    ApprovalRejectedError,
+    RefusedError,
+    error_for,
+    invariant,
+)
 from perdure.core.values import Payload, pack
-from perdure.gateway.seat import Act, Blobs, Outcome, Seat
+from perdure.gateway.seat import Blobs, Outcome
 from perdure.kernel.actions import event_for, transition
-from perdure.kernel.budget import Room, judge
 from perdure.ports import Transaction
 
+if TYPE_CHECKING:
+    pass
+
 S = ActionState
+APPROVAL_NEEDED = "approval-needed"  # why an action is held that only a grant releases
 NOTHING = Spend()
 DECISIONS: dict[ActionState, tuple[Decision, ...]] = {
     S.UNKNOWN: ("happened", "did-not-happen", "retry"),
     S.HELD: ("live", "retry", "fail"),
 }
+
+
+def decisions(row: ActionRecord) -> tuple[Decision, ...]:
+    """What an operator may decide about an action; what needs a grant can only be refused without one."""
+    if row.state is S.HELD and row.code == APPROVAL_NEEDED:
+        return ("fail",)
+    return DECISIONS.get(row.state, ())
 
 
 class Ruling(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,93 +50,6 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     about: str = (
         ""  # the state that the action was in: a decision about a held one says nothing of a later doubt
     )
-
-
-def propose(
-    tx: Transaction, position: dict[str, int], seat: Seat, act: Act, limit: int, hold: e.Failure | None = None
-) -> tuple[Any, Blobs, Room]:
-    """Judge the budget and record the intent (or that the act is held or refused), in one transaction.
-
-    Returns:
-        The entry, its blobs, and what the budget said.
-    """
-    payload, blobs = pack(act.stored or act.request, limit)
-    now_ms = position["at_ms"]
-    room = judge(tx.accounts(seat.run_id), act.estimate, now_ms)
-    if hold is not None and (room.refusal is None or room.holds):
-        room = Room(hold, holds=True)
-    common: dict[str, Any] = {**position, "call": act.call, "name": act.name, "digest": act.digest}
-    told: dict[str, Any] = {
-        "what": act.what,
-        "request": payload,
-        "recovery": act.recovery,
-        "effect": act.effect,
-        "endpoint": act.endpoint,
-        "attempt": act.attempt,
-    }
-    entry: e.CallEntry
-    if room.refusal is None:
-        entry, state = e.ActionIntended(**common, **told), S.INTENDED
-        tx.book(seat.run_id, act.estimate, NOTHING)
-    elif room.holds:
-        entry, state = e.ActionHeld(**common, **told, reason=room.refusal), S.HELD
-    else:
-        entry, state = e.ActionEnded(**common, state=S.REFUSED, error=room.refusal), S.REFUSED
-    tx.put_action(_row(seat, act, state, position["seq"], now_ms, room))
-    return entry, blobs, room
-
-
-def _row(seat: Seat, act: Act, state: ActionState, seq: int, now_ms: int, room: Room) -> ActionRecord:
-    known = act.identity
-    ended = state is S.REFUSED
-    return ActionRecord(
-        run=seat.run_id,
-        call=act.call,
-        agent=seat.agent,
-        what=act.what,
-        name=act.name,
-        state=state,
-        recovery=act.recovery,
-        effect=act.effect,
-        intended_ms=now_ms,
-        intent_seq=seq,
-        endpoint=act.endpoint,
-        exact=known.exact if known else "",
-        masked=known.masked if known else "",
-        causal=known.causal if known else "",
-        ordinal=known.ordinal if known else "",
-        attempt=act.attempt,
-        end_seq=seq if ended else None,
-        ended_ms=now_ms if ended else None,
-        reserved=act.estimate if state is S.INTENDED else NOTHING,
-        code=room.refusal.code if room.refusal else "",
-    )
-
-
-def release(
-    tx: Transaction, position: dict[str, int], seat: Seat, act: Act, limit: int
-) -> tuple[Any, Blobs, Room]:
-    """Judge a held act once more; record its intent, or that it stays held."""
-    payload, blobs = pack(act.stored or act.request, limit)
-    row = found(tx, seat.run_id, act.call)
-    room = judge(tx.accounts(seat.run_id), act.estimate, position["at_ms"])
-    told: dict[str, Any] = {
-        **position, "call": act.call, "name": act.name, "digest": act.digest, "what": act.what, "request": payload,
-        "recovery": act.recovery, "effect": act.effect, "endpoint": act.endpoint, "attempt": act.attempt,
-    }  # fmt: skip
-    if room.refusal is not None:
-        return e.ActionHeld(**told, reason=room.refusal), blobs, room
-    tx.book(seat.run_id, act.estimate, NOTHING)
-    change(
-        tx,
-        row,
-        S.INTENDED,
-        reserved=act.estimate,
-        intended_ms=position["at_ms"],
-        intent_seq=position["seq"],
-        code="",
-    )
-    return e.ActionIntended(**told), blobs, room
 
 
 def conclude(
@@ -208,11 +138,13 @@ def rule(
         case S.UNKNOWN, "retry":
             change(tx, row, S.INTENDED, intended_ms=position["at_ms"], code="")
             return e.ActionDecided(**common, decision="retry", by=by), {}
-        case S.HELD, "retry" | "live":
+        case S.HELD, "retry" | "live" | "grant":
             return e.ActionDecided(**common, decision=ruling.decision, by=by), {}
-        case S.HELD, "fail" | "did-not-happen":
+        case S.HELD, "fail" | "did-not-happen" | "reject" | "expire":
             text = f"the held action was refused by `{by}`" + (f": {ruling.reason}" if ruling.reason else "")
-            error = e.Failure(code=row.code or RefusedError.code, message=text)
+            codes = {"reject": ApprovalRejectedError.code, "expire": ApprovalExpiredError.code}
+            code = codes.get(ruling.decision) or row.code or RefusedError.code
+            error = e.Failure(code=code, message=text)
             return conclude(
                 tx,
                 position,

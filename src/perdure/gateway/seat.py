@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from perdure.core.actions import ActionRecord, ActionState, Spend, What
+from perdure.core.approvals import GrantRecord
 from perdure.core.entries import CallEntry, Entry, Failure
 from perdure.core.models import Usage
+from perdure.core.principals import Chain, Risk
+from perdure.core.tools import ToolSpec
 from perdure.core.values import Payload
+from perdure.gateway.memory import RunMemory
 from perdure.kernel.identity import Identity
 from perdure.ports import Transaction
 
@@ -28,6 +32,21 @@ class Seat(Protocol):
     @property
     def agent(self) -> str:
         """The name of its agent."""
+        ...
+
+    @property
+    def principals(self) -> Chain:
+        """The run, then who it acts for."""
+        ...
+
+    @property
+    def risk(self) -> Risk:
+        """The tier of its agent."""
+        ...
+
+    @property
+    def memory(self) -> RunMemory | None:
+        """What gates remember of the run; ``None`` where they need not."""
         ...
 
     @property
@@ -54,6 +73,10 @@ class Seat(Protocol):
 
     def show(self, kind: str, data: Any) -> None:
         """Show something to live watchers."""
+        ...
+
+    def grants(self, call: int) -> list[GrantRecord]:
+        """What was signed about a held call, oldest first."""
         ...
 
 
@@ -119,6 +142,9 @@ class Act:
     headers: tuple[tuple[str, str], ...] = field(default=())
     metered: bytes = b""  # the request as it is sent where the client did not ask for the usage
     stored: bytes = b""  # the request as it is kept, without secrets
+    spec: ToolSpec | None = None  # of a tool: what it declares
+    confidence: int | None = None  # in percent, where the agent or a checker has said so
+    is_changed: bool = False  # an approver changed the arguments
 
 
 @dataclass(frozen=True, slots=True)

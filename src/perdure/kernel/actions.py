@@ -12,6 +12,7 @@ S = ActionState
 #: (event, states in which it may happen, state after it). Every change of an action's state is a row here.
 TRANSITIONS: tuple[tuple[str, frozenset[ActionState], ActionState], ...] = (
     ("release", frozenset({S.HELD}), S.INTENDED),  # the decision lets it go on; its budget is reserved
+    ("ask", frozenset({S.HELD}), S.HELD),  # judged again, or escalated: it goes on waiting
     ("refuse", frozenset({S.HELD}), S.REFUSED),
     ("succeed", frozenset({S.INTENDED, S.UNKNOWN}), S.SUCCEEDED),
     ("fail", frozenset({S.INTENDED, S.UNKNOWN}), S.FAILED),

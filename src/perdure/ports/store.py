@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from perdure.core.actions import Account, ActionFilter, ActionRecord, ActionState, Budget, Served, Spend
+from perdure.core.approvals import Containment, GrantRecord, KeyRecord
 from perdure.core.entries import AnyEntry, Entry
 from perdure.core.records import Mail, Question, RunFilter, RunRecord, Schedule, Status
 from perdure.core.values import Payload
@@ -217,6 +218,51 @@ class Transaction(Protocol):
 
     def set_budget(self, run_id: str, budget: Budget | None) -> None:
         """Give a run a budget, or take it away."""
+        ...
+
+    # -- approval and containment
+    def put_key(self, key: KeyRecord) -> None:
+        """Add an approver's key, or change its person, roles, revocation or counter."""
+        ...
+
+    def keys(self) -> list[KeyRecord]:
+        """Every approver's key, also the revoked ones, oldest first."""
+        ...
+
+    def put_grant(self, grant: GrantRecord) -> None:
+        """Keep a signed decision about an action; one that was used stays as it is."""
+        ...
+
+    def grants(self, run_id: str, call: int) -> list[GrantRecord]:
+        """What was signed about one action, oldest first."""
+        ...
+
+    def grant(self, jti: str) -> GrantRecord | None:
+        """One signed decision."""
+        ...
+
+    def use_grant(self, jti: str, now_ms: int) -> bool:
+        """Use a grant up; ``False`` if it was used before, or is not there."""
+        ...
+
+    def fact(self, name: str) -> str | None:
+        """What is known of this store under a name, such as its id."""
+        ...
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Set what is known under a name."""
+        ...
+
+    def contain(self, containment: Containment) -> None:
+        """Set the containment of a scope."""
+        ...
+
+    def lift(self, scope: str) -> bool:
+        """Take the containment of a scope away; whether there was one."""
+        ...
+
+    def containments(self) -> list[Containment]:
+        """What is contained, by scope."""
         ...
 
 

@@ -75,7 +75,12 @@ class AgentTool:
             raise ToolUnreachableError(f"agent `{self._agent.name}` cannot be started: the runtime is closed")
         given = use.arguments.get("input") if _is_plain(self._agent) else use.arguments
         payload, blobs = pack(to_json(given), runtime.settings.payload_bytes_max)
-        new = engine.new_run(self._agent, payload, blobs, idempotency_key=use.key, parent=use.run)
+        above = engine.hosts.get(use.run)
+        if above is None:
+            raise ToolUnreachableError(f"run `{use.run}` is not in memory any more, so nobody can act for it")
+        new = engine.new_run(
+            self._agent, payload, blobs, idempotency_key=use.key, parent=use.run, principals=above.principals
+        )
         record = await engine.start(new)
         result = await RunHandle(runtime, record.id).result()
         return ToolOutput(value=result)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from perdure.agents.hosting import Ended
 from perdure.core import entries as e
 from perdure.core.actions import ActionRecord, ActionState
+from perdure.core.approvals import GrantRecord
 from perdure.core.errors import DefinitionError, DivergedError
+from perdure.core.principals import Chain, Risk
 from perdure.core.values import Payload
 from perdure.engines.embedded import works
 from perdure.gateway.hosted import Attempt
+from perdure.gateway.memory import RunMemory
 from perdure.gateway.seat import Act, Make
 from perdure.ports import Transaction
 
@@ -28,6 +31,9 @@ class ReplaySeat:
         self.run_id = run
         self.agent = agent
         self.pins: Mapping[str, str] = _pins(runtime.run(run).journal())
+        self.principals: Chain = ()
+        self.risk: Risk = "medium"
+        self.memory: RunMemory | None = None
 
     def now_ms(self) -> int:
         """The time of day."""
@@ -72,6 +78,10 @@ class ReplaySeat:
         """Never: there is nothing to work on."""
         work.close()
         raise self._new(f" in call {call}")
+
+    def grants(self, call: int) -> list[GrantRecord]:  # noqa: ARG002
+        """None: nothing is released in a replay."""
+        return []
 
     def later(self, work: Callable[[Transaction], Any]) -> None:
         """Nothing is written."""

@@ -16,6 +16,7 @@ from perdure.core.errors import AgentUnknownError, DefinitionError
 from perdure.core.ids import checked_name, run_id
 from perdure.core.limits import Settings
 from perdure.core.models import Upstream
+from perdure.core.principals import Principal, checked_chain
 from perdure.core.records import Conflict, RunFilter, RunRecord, Schedule, Status
 from perdure.core.values import Payload, pack
 from perdure.engines.embedded import EmbeddedEngine, works
@@ -170,6 +171,7 @@ class Runtime:
         deadline: float | None = None,
         conflict: Conflict | None = None,
         budget: Budget | None = None,
+        principals: Sequence[Principal] = (),
     ) -> RunHandle:
         """Accept a run; durable on return.
 
@@ -182,6 +184,7 @@ class Runtime:
             deadline: seconds from now after which the run is cancelled and fails.
             conflict: what happens if the session is busy; by default what the agent says.
             budget: what the run may use with everything that it starts; by default what the agent says.
+            principals: who it acts for, the nearest first: policies ask for each of them too.
 
         Raises:
             AgentUnknownError, InputInvalidError, PayloadTooLargeError: nothing was started.
@@ -209,6 +212,7 @@ class Runtime:
             deadline_ms=None if deadline is None else now_ms + round(deadline * 1000),
             conflict=conflict or definition.conflict,
             budget=budget or definition.budget,
+            principals=checked_chain(principals),
         )
         if self.engine is not None:
             record = await self.engine.start(new)

@@ -119,7 +119,12 @@ async def _prepared(
         recovery, effect = str(spec.recovery), str(spec.effect)
     else:  # what it declared when it was dispatched
         recovery, effect = open_call.intent.recovery, open_call.intent.effect
-    return Act(**common, recovery=recovery, effect=effect, estimate=Spend(calls=1)), tool
+    made = Act(**common, recovery=recovery, effect=effect, estimate=Spend(calls=1), spec=spec)
+    if isinstance(open_call.intent, e.ActionIntended) and open_call.intent.changed:
+        made.request = host.driver.bytes_of(
+            open_call.intent.request
+        )  # what was approved, not what was asked for
+    return made, tool
 
 
 async def _refused(seat: HostSeat, open_call: OpenCall, request: ActCall, error: PerdureError) -> None:

@@ -25,12 +25,14 @@ from perdure.core.errors import (
     UsageError,
 )
 from perdure.core.limits import CALLS_OPEN_MAX
+from perdure.core.principals import Chain, Principal
 from perdure.core.records import RunRecord
 from perdure.core.values import too_large
 from perdure.engines.embedded.loop import RunLoop
 from perdure.engines.embedded.open_call import Driver, OpenCall, is_wait, note, tell_end, tell_gone
 from perdure.engines.embedded.results import value_of
 from perdure.gateway.hosted import Attempt
+from perdure.gateway.memory import RunMemory
 
 
 class Host:
@@ -79,6 +81,8 @@ class Host:
         self.main: asyncio.Task[Any] | None = None
         self.pins: dict[str, str] = {}  # digests of the tools that the run goes by
         self.has_acted = False
+        self.principals: Chain = ()  # the run itself, then who it acts for
+        self.memory: RunMemory | None = None  # what gates remember of the run
         self.attempt: Attempt | None = None  # of a hosted program: the latest in this process
         self.random = random.Random(0)  # noqa: S311 - seeded from the journal, for replay, not for secrets
 
@@ -176,6 +180,10 @@ class Host:
 
     def _start(self, started: e.RunStarted) -> None:
         self.random.seed(started.chance)
+        own = Principal(kind="agent", name=self.agent.name, run=self.run_id, groups=self.agent.roles)
+        self.principals = (own, *started.principals)
+        if self.memory is not None:
+            self.memory.begin(self.driver.bytes_of(started.input))
         args, kwargs = self.agent.parameters.read_input(self.driver.bytes_of(started.input))
         handler = self.agent.handler
         if handler is None:
@@ -249,6 +257,8 @@ class Host:
             raise self._mismatch(
                 entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip()
             )
+        if self.memory is not None and entry.kind == ActCall.kind:
+            self.memory.see(entry, self.driver.bytes_of)
         if is_note:
             self.has_acted = self.has_acted or entry.kind == ActCall.kind
             note(open_call, entry)

@@ -112,6 +112,8 @@ class OpenCall:
         """Until when a waiting call waits."""
         if self.due_ms is not None:
             return self.due_ms
+        if self.held and isinstance(self.intent, e.ActionHeld):
+            return self.intent.due_ms
         span = getattr(self.request, "ms", None)
         span = getattr(self.request, "timeout_ms", None) if span is None else span
         return None if span is None else self.since_ms + span

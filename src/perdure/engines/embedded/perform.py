@@ -78,7 +78,7 @@ def _spawn(
     deadline_ms = None if request.deadline_ms is None else now_ms + request.deadline_ms
     new = engine.new_run(
         agent, payload, blobs, id=child_id(host.run_id, open_call.number), parent=host.run_id,
-        session=request.session, priority=request.priority, deadline_ms=deadline_ms,
+        session=request.session, priority=request.priority, deadline_ms=deadline_ms, principals=host.principals,
     )  # fmt: skip
 
     def make(tx: Transaction) -> tuple[type[e.CallEntry], dict[str, Any]]:
@@ -122,6 +122,7 @@ def _publish(
             blobs,
             id=f"{child_id(host.run_id, open_call.number)}.{index}",
             session=request.key,
+            principals=host.principals,
         )
         for index, agent in enumerate(sorted(targets, key=lambda item: item.name))
     ]

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from perdure.agents.requests import ActCall
 from perdure.core import entries as e
 from perdure.core.actions import ActionRecord, ActionState
+from perdure.core.approvals import GrantRecord
 from perdure.core.errors import RunEndedError
+from perdure.core.principals import Chain, Risk
 from perdure.core.values import Payload
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.waits import position, record
+from perdure.gateway.memory import RunMemory
 from perdure.gateway.seat import Act, Make
 from perdure.ports import Transaction
 
@@ -41,6 +44,21 @@ class HostSeat:
     def agent(self) -> str:
         """The name of its agent."""
         return self._host.agent.name
+
+    @property
+    def principals(self) -> Chain:
+        """The run, then who it acts for."""
+        return self._host.principals
+
+    @property
+    def risk(self) -> Risk:
+        """The tier of its agent."""
+        return self._host.agent.risk
+
+    @property
+    def memory(self) -> RunMemory | None:
+        """What gates remember of the run."""
+        return self._host.memory
 
     @property
     def pins(self) -> Mapping[str, str]:
@@ -89,6 +107,10 @@ class HostSeat:
     def show(self, kind: str, data: Any) -> None:
         """Show something to live watchers."""
         self._worker.show(self._host, kind, data)
+
+    def grants(self, call: int) -> list[GrantRecord]:
+        """What was signed about a held call, oldest first."""
+        return self._worker.engine.store.read(lambda tx: tx.grants(self._host.run_id, call))
 
     # -- of hosted programs
     def adopt(self, act: Act) -> int:

@@ -20,7 +20,7 @@ from perdure.core.values import NULL, Payload
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.works import cancel
-from perdure.gateway import ledger
+from perdure.gateway import intents, ledger
 from perdure.kernel.machine import transition
 from perdure.ports.store import Transaction
 
@@ -147,10 +147,18 @@ def _ended(tx: Transaction, host: Host, call: OpenCall, now_ms: int) -> e.Entry 
 def _ruled(tx: Transaction, host: Host, call: OpenCall, now_ms: int) -> e.Entry | None:
     """What a decision makes of a held or doubtful action."""
     mail = tx.take(host.run_id, f"{ACTION_TOPIC}{call.number}")
-    if mail is None:
-        return None
-    ruling = msgspec.json.decode(mail.body.inline or tx.blob(mail.body.blob), type=ledger.Ruling)
     limit = host.driver.payload_bytes_max
+    if mail is not None:
+        ruling = msgspec.json.decode(mail.body.inline or tx.blob(mail.body.blob), type=ledger.Ruling)
+    elif call.held and (due_ms := call.wait_due_ms) is not None and now_ms >= due_ms:
+        asked = intents.escalate(tx, position(host, now_ms), host.run_id, call.intent)
+        if asked is not None:
+            return asked
+        ruling = ledger.Ruling(
+            decision="expire", by="deadline", reason="nobody approved it in time", about="held"
+        )
+    else:
+        return None
     made = ledger.rule(
         tx, position(host, now_ms), host.run_id, call.number, call.request.digest, ruling, limit
     )

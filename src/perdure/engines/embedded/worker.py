@@ -82,6 +82,8 @@ class Worker:
         engine = self.engine
         agent = engine.agents[run.agent]
         host = Host(self, run, agent)
+        if engine.outside is not None and engine.outside.gateway.governance.memory is not None:
+            host.memory = engine.outside.gateway.governance.memory()
         engine.adopt(host)
         host.seq, host.at_ms = journal[-1].seq, journal[-1].at_ms
         try:
@@ -387,6 +389,6 @@ def _first(run: RunRecord, new: NewRun) -> list[e.AnyEntry]:
     """The journal of a run that was accepted a moment ago, without reading it back."""
     started = e.RunStarted(
         seq=1, at_ms=run.created_ms, agent=new.agent, version=new.version, input=new.input, chance=new.chance,
-        session=new.session, parent=new.parent, deadline_ms=new.deadline_ms,
+        session=new.session, parent=new.parent, deadline_ms=new.deadline_ms, principals=new.principals,
     )  # fmt: skip
     return [started]

@@ -14,6 +14,7 @@ import msgspec
 from perdure.agents.requests import ANSWER_TOPIC
 from perdure.core import entries as e
 from perdure.core.actions import ACTION_TOPIC, ActionRecord, ActionState, Budget
+from perdure.core.approvals import GrantRecord
 from perdure.core.errors import (
     ActionUnknownError,
     ForkInvalidError,
@@ -23,6 +24,7 @@ from perdure.core.errors import (
     SessionBusyError,
     UsageError,
 )
+from perdure.core.principals import Principal
 from perdure.core.records import Conflict, RunRecord, Status
 from perdure.core.values import Payload, pack
 from perdure.gateway import ledger
@@ -51,6 +53,7 @@ class NewRun:
     deadline_ms: int | None = None
     conflict: Conflict = "enqueue"
     budget: Budget | None = None
+    principals: tuple[Principal, ...] = ()
 
 
 def find(tx: Transaction, run_id: str) -> RunRecord:
@@ -116,6 +119,7 @@ def start(
         session=new.session,
         parent=new.parent,
         deadline_ms=new.deadline_ms,
+        principals=new.principals,
     )
     inserted = tx.insert_run(record, (started,), new.blobs)
     if new.budget is not None and known is None and inserted.id == new.id:
@@ -198,7 +202,7 @@ def settle_action(
     """
     record = find(tx, run_id)
     row = ledger.found(tx, run_id, call)
-    allowed = ledger.DECISIONS.get(row.state, ())
+    allowed = ledger.decisions(row)
     if ruling.decision not in allowed:
         expected = ", ".join(f"`{item}`" for item in allowed) or "nothing to decide"
         message = f"action `{row.key}` is {row.state}: expected {expected}, found `{ruling.decision}`"
@@ -215,6 +219,32 @@ def settle_action(
     body, blobs = pack(msgspec.json.encode(stated), limit)
     send(tx, run_id, topic, body, blobs, sender=ruling.by, now_ms=now_ms)
     return row
+
+
+def submit_grant(
+    tx: Transaction, grant: GrantRecord, ruling: ledger.Ruling | None, *, now_ms: int, limit: int
+) -> None:
+    """Keep a signed decision; with ``ruling``, tell the run of it: it has all the signatures that it needs.
+
+    Raises:
+        ActionUnknownError: there is no such action, it does not wait for a grant, or it has a decision already.
+    """
+    row = ledger.found(tx, grant.run, grant.call)
+    if row.state is not ActionState.HELD or row.code != ledger.APPROVAL_NEEDED:
+        raise ActionUnknownError(
+            f"action `{row.key}` is {row.state} and waits for no grant", action=row.key, state=row.state.value
+        )
+    topic = f"{ACTION_TOPIC}{grant.call}"
+    if tx.has_mail(grant.run, topic):
+        raise ActionUnknownError(
+            f"action `{row.key}` has a decision already; its run takes it up", action=row.key
+        )
+    tx.put_grant(grant)
+    if ruling is None:
+        return
+    stated = msgspec.structs.replace(ruling, about=row.state.value)
+    body, blobs = pack(msgspec.json.encode(stated), limit)
+    send(tx, grant.run, topic, body, blobs, sender=ruling.by, now_ms=now_ms)
 
 
 def set_budget(tx: Transaction, run_id: str, budget: Budget | None, *, now_ms: int, by: str) -> list[str]:

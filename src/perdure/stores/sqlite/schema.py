@@ -67,8 +67,9 @@ def migrations() -> list[tuple[int, str]]:
 
 def _check_owner(connection: sqlite3.Connection) -> None:
     """Look before the first pragma that writes: another program's file must stay as it is."""
-    owner = connection.execute("PRAGMA application_id").fetchone()[0]
+    # Tables first: another process of ours may make them between the two questions, and signs in the same transaction.
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    owner = connection.execute("PRAGMA application_id").fetchone()[0]
     if tables and owner != APPLICATION_ID:
         raise DataDirInvalidError("the database belongs to another program; choose another data directory")
 

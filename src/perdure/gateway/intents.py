@@ -1,0 +1,235 @@
+"""Intents: what becomes of an act before anything is sent, each in one transaction with what it changes.
+
+Containment and budget are judged here, and a grant is used up here: nobody can overtake a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from perdure.core import entries as e
+from perdure.core.actions import Account, ActionRecord, ActionState
+from perdure.core.errors import ActionDeniedError, ContainedError, RefusedError
+from perdure.core.limits import ERROR_TEXT_MAX
+from perdure.core.values import Payload, pack
+from perdure.core.verdicts import ALLOW, Verdict, both
+from perdure.gateway.gates.containment import contained
+from perdure.gateway.ledger import APPROVAL_NEEDED, NOTHING, change, conclude, found
+from perdure.gateway.seat import Act, Blobs, Outcome, Seat
+from perdure.kernel.budget import Room, judge
+from perdure.ports import Transaction
+
+if TYPE_CHECKING:
+    from perdure.gateway.governance import Claim, Governance
+
+S = ActionState
+
+
+def propose(
+    tx: Transaction,
+    position: dict[str, int],
+    seat: Seat,
+    act: Act,
+    limit: int,
+    hold: e.Failure | None = None,
+    verdict: Verdict = ALLOW,
+    policy: str = "",
+) -> tuple[Any, Blobs, Room]:
+    """Judge containment and budget and record the intent (or that the act is held or refused), in one transaction.
+
+    Args:
+        tx: the transaction.
+        position: ``seq`` and ``at_ms`` of the entry.
+        seat: the run.
+        act: the act.
+        limit: the largest payload in bytes.
+        hold: holds it for this reason, whatever the gates say.
+        verdict: what the gates before this one say.
+        policy: the digest of the policies that they went by.
+
+    Returns:
+        The entry, its blobs, and what the budget said.
+    """
+    payload, blobs = pack(act.stored or act.request, limit)
+    now_ms = position["at_ms"]
+    accounts = tx.accounts(seat.run_id)
+    verdict = both(verdict, _contained(tx, seat, act, accounts, now_ms))
+    room = judge(accounts, act.estimate, now_ms)
+    if verdict.is_deny:
+        room = Room(refusal_of(verdict))
+    elif verdict.is_hold and (room.refusal is None or room.holds):
+        room = Room(refusal_of(verdict), holds=True)
+    elif hold is not None and (room.refusal is None or room.holds):
+        room = Room(hold, holds=True)
+    common = _common(position, act)
+    entry: e.CallEntry
+    if room.refusal is None:
+        entry, state = _intended(common, act, payload, verdict, policy), S.INTENDED
+        tx.book(seat.run_id, act.estimate, NOTHING)
+    elif room.holds:
+        entry, state = _held(common, act, payload, room.refusal, verdict, policy), S.HELD
+    else:
+        entry, state = e.ActionEnded(**common, state=S.REFUSED, error=room.refusal), S.REFUSED
+    tx.put_action(_row(seat, act, state, position["seq"], now_ms, room))
+    return entry, blobs, room
+
+
+def _contained(tx: Transaction, seat: Seat, act: Act, accounts: Sequence[Account], now_ms: int) -> Verdict:
+    """What containments say; a run is in the scope of every run above it."""
+    found = tx.containments()
+    if not found:
+        return ALLOW
+    scopes = ["*", f"agent:{seat.agent}", f"tool:{act.name}", *(f"run:{account.run}" for account in accounts)]
+    return contained(found, scopes, act.effect, now_ms)
+
+
+def refusal_of(verdict: Verdict) -> e.Failure:
+    """What an agent is told of a verdict."""
+    reasons = verdict.reasons
+    if verdict.is_hold:
+        code = APPROVAL_NEEDED
+    elif reasons and all(reason.code.startswith("contained") for reason in reasons):
+        code = ContainedError.code
+    else:
+        code = ActionDeniedError.code
+    text = "; ".join(f"{reason.message} ({reason.code})" for reason in reasons) or "no gate allows it"
+    return e.Failure(code=code, message=text[:ERROR_TEXT_MAX])
+
+
+def _common(position: dict[str, int], act: Act) -> dict[str, Any]:
+    return {**position, "call": act.call, "name": act.name, "digest": act.digest}
+
+
+def _told(act: Act, payload: Payload) -> dict[str, Any]:
+    return {
+        "what": act.what,
+        "request": payload,
+        "recovery": act.recovery,
+        "effect": act.effect,
+        "endpoint": act.endpoint,
+        "attempt": act.attempt,
+    }
+
+
+def _intended(
+    common: dict[str, Any], act: Act, payload: Payload, verdict: Verdict, policy: str, grant: str = ""
+) -> e.ActionIntended:
+    return e.ActionIntended(
+        **common,
+        **_told(act, payload),
+        reasons=verdict.reasons,
+        obligations=dict(verdict.obligations),
+        policy=policy,
+        grant=grant,
+        changed=act.is_changed,
+    )
+
+
+def _held(
+    common: dict[str, Any],
+    act: Act,
+    payload: Payload,
+    reason: e.Failure,
+    verdict: Verdict,
+    policy: str,
+) -> e.ActionHeld:
+    due = min((demand.deadline_ms for demand in verdict.demands), default=None)
+    return e.ActionHeld(
+        **common,
+        **_told(act, payload),
+        reason=reason,
+        reasons=verdict.reasons,
+        demands=verdict.demands,
+        policy=policy,
+        tool=act.spec.digest if act.spec else "",
+        due_ms=None if due is None else common["at_ms"] + due,
+    )
+
+
+def _row(seat: Seat, act: Act, state: ActionState, seq: int, now_ms: int, room: Room) -> ActionRecord:
+    known = act.identity
+    ended = state is S.REFUSED
+    return ActionRecord(
+        run=seat.run_id,
+        call=act.call,
+        agent=seat.agent,
+        what=act.what,
+        name=act.name,
+        state=state,
+        recovery=act.recovery,
+        effect=act.effect,
+        intended_ms=now_ms,
+        intent_seq=seq,
+        endpoint=act.endpoint,
+        exact=known.exact if known else "",
+        masked=known.masked if known else "",
+        causal=known.causal if known else "",
+        ordinal=known.ordinal if known else "",
+        attempt=act.attempt,
+        end_seq=seq if ended else None,
+        ended_ms=now_ms if ended else None,
+        reserved=act.estimate if state is S.INTENDED else NOTHING,
+        code=room.refusal.code if room.refusal else "",
+    )
+
+
+def release(
+    tx: Transaction,
+    position: dict[str, int],
+    seat: Seat,
+    act: Act,
+    limit: int,
+    verdict: Verdict,
+    governance: Governance,
+    claim: Claim,
+) -> tuple[Any, Blobs]:
+    """Judge a held act once more; record its intent with the grant that it uses up, its refusal, or that it stays held."""
+    payload, blobs = pack(act.stored or act.request, limit)
+    row = found(tx, seat.run_id, act.call)
+    now_ms = position["at_ms"]
+    accounts = tx.accounts(seat.run_id)
+    verdict = both(verdict, _contained(tx, seat, act, accounts, now_ms))
+    common = _common(position, act)
+    if verdict.is_deny:
+        refused = Outcome(S.REFUSED, NOTHING, error=refusal_of(verdict))
+        return conclude(tx, position, seat.run_id, act.call, act.digest, refused, limit)
+    room = judge(accounts, act.estimate, now_ms)
+    if room.refusal is not None:
+        return _held(common, act, payload, room.refusal, verdict, governance.digest), blobs
+    grant = ""
+    if verdict.is_hold:
+        try:
+            grant = governance.use_grant(tx, claim, verdict.demands, now_ms)
+        except RefusedError as error:
+            why = refusal_of(verdict)
+            reason = e.Failure(code=why.code, message=f"{why.message}; {error}"[:ERROR_TEXT_MAX])
+            change(tx, row, S.HELD, code=reason.code)
+            return _held(common, act, payload, reason, verdict, governance.digest), blobs
+    tx.book(seat.run_id, act.estimate, NOTHING)
+    change(
+        tx, row, S.INTENDED, reserved=act.estimate, intended_ms=now_ms, intent_seq=position["seq"], code=""
+    )
+    return _intended(common, act, payload, verdict, governance.digest, grant), blobs
+
+
+def escalate(
+    tx: Transaction, position: dict[str, int], run_id: str, held: e.Entry | None
+) -> e.ActionHeld | None:
+    """Ask the next role of the escalation; ``None`` when everybody was asked."""
+    if not isinstance(held, e.ActionHeld):
+        return None
+    demands = tuple(
+        msgspec.structs.replace(
+            demand, roles=(*demand.roles, *demand.escalation[:1]), escalation=demand.escalation[1:]
+        )
+        for demand in held.demands
+    )
+    if demands == held.demands:
+        return None
+    row = found(tx, run_id, held.call)
+    change(tx, row, S.HELD)
+    due_ms = position["at_ms"] + min(demand.deadline_ms for demand in demands)
+    return msgspec.structs.replace(held, **position, demands=demands, due_ms=due_ms, asked=held.asked + 1)
