@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from perdure.core import entries as e
 from perdure.core.values import Payload
-
-if TYPE_CHECKING:
-    from perdure.gateway.seat import Act
 
 BytesOf = Callable[[Payload], bytes]
 
@@ -25,11 +21,12 @@ class RunMemory:
     def begin(self, given: bytes) -> None:
         """The run starts with this input, as JSON."""
 
-    def see_ahead(self, entry: e.CallEntry, act: Act) -> None:
+    def see_ahead(self, entry: e.CallEntry) -> None:
         """An entry that is durable, but not delivered yet."""
         self._ahead.add(entry.seq)
 
     def see(self, entry: e.CallEntry, bytes_of: BytesOf) -> None:
         """An entry about an action of the run."""
+        del bytes_of
         if entry.seq in self._ahead:
             self._ahead.discard(entry.seq)

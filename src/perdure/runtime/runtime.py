@@ -27,6 +27,7 @@ from perdure.ports import Clock, Entropy, Secrets, Store, Telemetry, Toolset
 from perdure.runtime.actions import Actions
 from perdure.runtime.agent_tools import AgentsToolset
 from perdure.runtime.config import settings_from
+from perdure.runtime.containment import Containments
 from perdure.runtime.datadir import DataDirLock, database_of, prepare
 from perdure.runtime.forks import changed_entries
 from perdure.runtime.handle import Answerable, RunHandle
@@ -59,6 +60,7 @@ class Runtime:
         self.settings = settings
         self.is_closed = False
         self.actions = Actions(self)
+        self.containment = Containments(self)
         self._clock = clock
         self._entropy = entropy
 

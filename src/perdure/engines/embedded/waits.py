@@ -15,6 +15,7 @@ import msgspec
 from perdure.agents.requests import ANSWER_TOPIC, ActCall, AskCall, ReceiveCall, ResultCall, SleepCall
 from perdure.core import entries as e
 from perdure.core.actions import ACTION_TOPIC
+from perdure.core.errors import FenceError
 from perdure.core.records import Status
 from perdure.core.values import NULL, Payload
 from perdure.engines.embedded.host import Host
@@ -67,6 +68,8 @@ def settle(
         now_ms: the time.
     """
     row = tx.run(host.run_id)
+    if row is not None and row.fence != host.fence:  # killed, or taken over: nothing is left to do here
+        raise FenceError(f"run `{host.run_id}` has another owner", run=host.run_id)
     if row is not None and row.cancel_reason is not None and host.cancel is None:
         asked = e.CancelRequested(
             **position(host, now_ms), reason=row.cancel_reason, code=row.cancel_code or "run-cancelled"
