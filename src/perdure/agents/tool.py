@@ -14,7 +14,7 @@ import msgspec
 from perdure.agents.codec import Parameters, hints_of, to_json
 from perdure.core.errors import ArgumentsInvalidError, DefinitionError, InputInvalidError, OutsideRunError
 from perdure.core.limits import TOOL_OUTPUT_BYTES_MAX
-from perdure.core.tools import Effect, Finding, Recovery, ToolOutput, ToolSpec, ToolUse, is_tool_name
+from perdure.core.tools import Done, Effect, Finding, Recovery, ToolOutput, ToolSpec, ToolUse, is_tool_name
 
 _use: contextvars.ContextVar[ToolUse | None] = contextvars.ContextVar("perdure_use", default=None)
 
@@ -47,6 +47,8 @@ class FunctionTool:
         recovery: Recovery | None = None,
         timeout: float = 60.0,
         output_bytes_max: int | None = None,
+        undo_within: float | None = None,
+        delay: float = 0.0,
     ) -> None:
         chosen = name or str(getattr(function, "__name__", ""))
         if not is_tool_name(chosen):
@@ -55,6 +57,8 @@ class FunctionTool:
             )
         if timeout <= 0:
             raise DefinitionError(f"tool `{chosen}` has `timeout={timeout}`, expected seconds above 0")
+        if delay < 0 or (undo_within is not None and undo_within <= 0):
+            raise DefinitionError(f"tool `{chosen}`: `delay` and `undo_within` are seconds, and not negative")
         self.function = function
         self._parameters = Parameters(function, f"tool `{chosen}`")
         self._spec = ToolSpec(
@@ -65,8 +69,12 @@ class FunctionTool:
             recovery=recovery or ("pure" if effect == "read" else "opaque"),
             timeout_ms=max(1, round(timeout * 1000)),
             output_bytes_max=output_bytes_max or TOOL_OUTPUT_BYTES_MAX,
+            undo_within_ms=None if undo_within is None else round(undo_within * 1000),
+            delay_ms=round(delay * 1000),
         )
         self._probe: Callable[..., Any] | None = None
+        self._image: Callable[..., Any] | None = None
+        self._undo: Callable[[Done], Any] | None = None
         self.__doc__ = function.__doc__
         self.__name__ = chosen
         self.__module__ = function.__module__
@@ -92,6 +100,51 @@ class FunctionTool:
         """
         self._probe = function
         return function
+
+    def image_with(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator for the function that looks at what a use changes (for ``effect="reversible"``).
+
+        It takes the same arguments and returns plain data. It is asked before and after each use; what it says before an undoing
+        must be what it said after the use, or else the undoing is refused: somebody has changed the world since.
+        """
+        self._image = function
+        return function
+
+    def undo_with(self, function: Callable[[Done], Any]) -> Callable[[Done], Any]:
+        """Decorator for the function that undoes a use. It takes a :class:`Done`.
+
+        Raises:
+            DefinitionError: the tool does not say that it is ``reversible`` or ``compensable``.
+        """
+        if self._spec.effect not in ("reversible", "compensable"):
+            raise DefinitionError(
+                f"tool `{self._spec.name}` is declared {self._spec.effect}; one that can be undone is `reversible` (with an "
+                "image) or `compensable`",
+                tool=self._spec.name,
+            )
+        self._undo = function
+        self._spec = msgspec.structs.replace(self._spec, undoable=True)
+        return function
+
+    async def image(self, use: ToolUse) -> Any:
+        """What the image function says, as plain data."""
+        if self._image is None:
+            return None
+        return msgspec.json.decode(to_json(await self._run(self._image, use)))
+
+    async def undo(self, use: ToolUse, done: Done) -> ToolOutput:
+        """Call the undo function."""
+        if self._undo is None:
+            raise DefinitionError(f"tool `{self._spec.name}` cannot undo", tool=self._spec.name)
+        token = _use.set(use)
+        try:
+            if inspect.iscoroutinefunction(self._undo):
+                value = await self._undo(done)
+            else:
+                value = await asyncio.to_thread(self._undo, done)
+        finally:
+            _use.reset(token)
+        return ToolOutput(value=msgspec.json.decode(to_json(value)))
 
     async def call(self, use: ToolUse) -> ToolOutput:
         """Call the function with arguments of its hinted types."""
@@ -136,6 +189,8 @@ def tool(
     recovery: Recovery | None = None,
     timeout: float = 60.0,
     output_bytes_max: int | None = None,
+    undo_within: float | None = None,
+    delay: float = 0.0,
 ) -> Callable[[Callable[..., Any]], FunctionTool]: ...
 def tool(function: Any = None, /, **options: Any) -> Any:
     """Make a function a tool; its schema comes from the type hints, its description from the docstring.
@@ -146,7 +201,8 @@ def tool(function: Any = None, /, **options: Any) -> Any:
         function: the function, when used without parentheses.
         options: ``effect`` (``read``, ``reversible``, ``compensable``, ``irreversible``: the default), ``recovery`` (``pure``,
             ``idempotent``, ``queryable``, ``opaque``: the default, but ``pure`` for reads), ``timeout`` in seconds (60),
-            ``name``, ``output_bytes_max`` (256 KiB).
+            ``name``, ``output_bytes_max`` (256 KiB), ``undo_within`` in seconds (for ever), ``delay`` in seconds (0): how long a
+            use waits in the outbox, where it can still be stopped.
 
     Raises:
         DefinitionError: it cannot work; the message says why.

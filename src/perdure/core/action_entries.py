@@ -16,7 +16,8 @@ class ActionIntended(CallEntry, frozen=True, kw_only=True):
     """An action passed every gate and its budget is reserved; from here on it may have been dispatched.
 
     ``policy`` is the digest of the policies that allowed it, ``obligations`` what they ask for, ``grant`` the id of the grant
-    that released it; ``changed`` says that an approver changed its arguments, which are in ``request``.
+    that released it; ``changed`` says that an approver changed its arguments, which are in ``request``; ``before`` is what the
+    tool saw of the world, ``undoes`` the action that this one undoes.
     """
 
     kind = "act"
@@ -31,6 +32,8 @@ class ActionIntended(CallEntry, frozen=True, kw_only=True):
     policy: str = ""
     grant: str = ""
     changed: bool = False
+    before: Payload | None = None
+    undoes: str = ""
 
 
 class ActionHeld(CallEntry, frozen=True, kw_only=True):
@@ -72,7 +75,10 @@ class ActionDecided(CallEntry, frozen=True, kw_only=True):
 
 
 class ActionEnded(CallEntry, frozen=True, kw_only=True):
-    """The outcome of an action. ``state`` is ``succeeded``, ``failed``, ``lost`` or ``refused``."""
+    """The outcome of an action. ``state`` is ``succeeded``, ``failed``, ``lost`` or ``refused``.
+
+    ``after`` is what the tool saw of the world then, if it can undo it.
+    """
 
     kind = "act"
     state: str
@@ -83,6 +89,7 @@ class ActionEnded(CallEntry, frozen=True, kw_only=True):
     usd_micros: int | None = None
     upstream: str = ""
     decided_by: str = ""
+    after: Payload | None = None
 
 
 class ToolsPinned(Entry, frozen=True, kw_only=True):

@@ -131,6 +131,7 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int | None = None
     upstream: str = ""
     code: str = ""
+    undoes: str = ""
 
     @property
     def key(self) -> str:

@@ -194,6 +194,12 @@ class ContainedError(RefusedError):
     code = "contained"
 
 
+class UndoConflictError(RefusedError):
+    """The world is not as the action left it, so undoing it would destroy somebody else's change."""
+
+    code = "undo-conflict"
+
+
 class ToolChangedError(RefusedError):
     """A tool's description or schema is not the one that the run began with."""
 

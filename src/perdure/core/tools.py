@@ -32,6 +32,9 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         source: where it comes from, such as ``python``, ``mcp:github``, ``openapi:shop``, ``sql:orders``, ``agent:desk``.
         timeout_ms: how long one call may take.
         output_bytes_max: a longer output becomes an artifact.
+        undoable: whether the tool itself can undo a use of it.
+        undo_within_ms: for how long after a use; ``None`` is for ever.
+        delay_ms: how long a use waits in the outbox before it is sent; until then it can be stopped for nothing.
     """
 
     name: str
@@ -43,6 +46,9 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str = "python"
     timeout_ms: int = TOOL_TIMEOUT_MS
     output_bytes_max: int = TOOL_OUTPUT_BYTES_MAX
+    undoable: bool = False
+    undo_within_ms: int | None = None
+    delay_ms: int = 0
 
     def __post_init__(self) -> None:
         if not is_tool_name(self.name):
@@ -60,7 +66,11 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def digest(self) -> str:
         """SHA-256 of what a model is told and what the gateway relies on: name, description, schemas, declarations."""
-        shown = [self.name, self.description, self.parameters, self.output, self.recovery, self.effect]
+        shown: list[Any] = [
+            self.name, self.description, self.parameters, self.output, self.recovery, self.effect
+        ]  # fmt: skip
+        if self.undoable or self.delay_ms:  # what runs of older versions are pinned to has neither
+            shown += [self.undoable, self.undo_within_ms, self.delay_ms]
         return hashlib.sha256(_encoder.encode(shown)).hexdigest()
 
 
@@ -97,6 +107,24 @@ class ToolOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return list(self.content)
         text = self.value if isinstance(self.value, str) else _encoder.encode(self.value).decode()
         return [{"type": "text", "text": text}]
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A use of a tool that is to be undone.
+
+    Attributes:
+        key: the idempotency key that it had.
+        arguments: as they were sent.
+        result: what the tool returned.
+        before: what the tool saw of the world before it, if it looks.
+        after: what it saw after it.
+    """
+
+    key: str
+    arguments: dict[str, Any]
+    result: Any = None
+    before: Any = None
+    after: Any = None
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from perdure.core.errors import (
 from perdure.core.limits import ERROR_TEXT_MAX
 from perdure.core.models import ModelRequest, Usage
 from perdure.core.tools import ToolOutput, ToolSpec, ToolUse
+from perdure.core.verdicts import Verdict, both, deny
 from perdure.gateway import intents, ledger
 from perdure.gateway.governance import Governance
 from perdure.gateway.outputs import Exchange, bounded, exchange
@@ -35,7 +37,7 @@ from perdure.gateway.seat import Act, Outcome, Seat
 from perdure.gateway.wire import AnswerReader, RequestFacts
 from perdure.gateway.wire.usage import without_usage
 from perdure.kernel.actions import in_doubt
-from perdure.ports import Answer, NullTelemetry, Probe, Telemetry, Tool, Upstreams
+from perdure.ports import Answer, NullTelemetry, Probe, Telemetry, Tool, Undo, Upstreams
 
 S = ActionState
 OUTPUT_TOKENS_ASSUMED = 4_096  # reserved for an answer where the request sets no limit
@@ -105,7 +107,7 @@ class Gateway:
         policy = governance.digest
 
         async def judged() -> e.CallEntry:
-            verdict = await governance.judge(seat, act)
+            verdict = await self._looked(seat, act, await governance.judge(seat, act))
 
             def make(tx: Any, position: dict[str, int]) -> tuple[e.CallEntry, Any]:
                 entry, blobs, room = intents.propose(
@@ -137,12 +139,29 @@ class Gateway:
             act.stored, _ = self.redactor.clean(changed)
             if act.spec is not None:
                 self.check_arguments(act.spec, msgspec.json.decode(changed))
-        verdict = await governance.judge(seat, act, is_release=True)
+        verdict = await self._looked(seat, act, await governance.judge(seat, act, is_release=True))
         return await seat.write(
             lambda tx, position: intents.release(
                 tx, position, seat, act, self.payload_bytes_max, verdict, governance, claim
             )
         )
+
+    async def _looked(self, seat: Seat, act: Act, verdict: Verdict) -> Verdict:
+        """Let the tool look at what it is about to change, if it can undo it; if it cannot look, the answer is no."""
+        if verdict.is_deny or not isinstance(act.tool, Undo) or act.effect != "reversible":
+            return verdict
+        try:
+            act.before = await self._image(act.tool, act, seat.run_id)
+        except Exception as error:  # noqa: BLE001 - the tool's own failure: told to the agent
+            why = self._told(f"tool `{act.name}` could not look at what it would change: {error}")
+            return both(verdict, deny("image-failed", why))
+        return verdict
+
+    async def _image(self, tool: Undo, act: Act, run_id: str) -> bytes | None:
+        arguments: dict[str, Any] = msgspec.json.decode(act.request)
+        use = ToolUse(run=run_id, key=f"{run_id}/{act.call}", arguments=arguments)
+        seen = await tool.image(use)
+        return None if seen is None else self.redactor.clean(msgspec.json.encode(seen))[0]
 
     def _warn(self, seat: Seat, warnings: list[str]) -> None:
         for text in warnings:
@@ -171,6 +190,11 @@ class Gateway:
         repeats = REPEATS_MAX if in_doubt("tool", act.recovery) == "repeat" else 0
         while True:
             outcome = await self._one_use(tool, spec, use)
+            if outcome.state is S.SUCCEEDED and isinstance(tool, Undo) and act.effect == "reversible":
+                with contextlib.suppress(
+                    Exception
+                ):  # without it a conflict is not seen, and the undoing says so
+                    return replace(outcome, after=await self._image(tool, act, run_id))
             if outcome.state is not S.UNKNOWN:
                 return outcome
             if repeats:

@@ -206,7 +206,7 @@ class Attempt:
                 estimate=Spend(calls=1),
                 attempt=self.number,
                 identity=identity,
-                spec=tool.spec,
+                tool=tool,
             )
             hold = await self._diverged("tool", arguments)
             known = self._adopt(act)

@@ -14,10 +14,11 @@ from perdure.core import entries as e
 from perdure.core.actions import Account, ActionRecord, ActionState
 from perdure.core.errors import ActionDeniedError, ContainedError, RefusedError
 from perdure.core.limits import ERROR_TEXT_MAX
+from perdure.core.tools import ToolSpec
 from perdure.core.values import Payload, pack
 from perdure.core.verdicts import ALLOW, Verdict, both
 from perdure.gateway.gates.containment import contained
-from perdure.gateway.ledger import APPROVAL_NEEDED, NOTHING, change, conclude, found
+from perdure.gateway.ledger import APPROVAL_NEEDED, NOTHING, OUTBOX, change, conclude, found
 from perdure.gateway.seat import Act, Blobs, Outcome, Seat
 from perdure.kernel.budget import Room, judge
 from perdure.ports import Transaction
@@ -64,10 +65,14 @@ def propose(
         room = Room(refusal_of(verdict), holds=True)
     elif hold is not None and (room.refusal is None or room.holds):
         room = Room(hold, holds=True)
+    elif room.refusal is None and act.spec is not None and act.spec.delay_ms:
+        room = Room(_outbox(act.spec), holds=True)
     common = _common(position, act)
     entry: e.CallEntry
     if room.refusal is None:
-        entry, state = _intended(common, act, payload, verdict, policy), S.INTENDED
+        before, more = _before(act, limit)
+        blobs = {**blobs, **more}
+        entry, state = _intended(common, act, payload, verdict, policy, before=before), S.INTENDED
         tx.book(seat.run_id, act.estimate, NOTHING)
     elif room.holds:
         entry, state = _held(common, act, payload, room.refusal, verdict, policy), S.HELD
@@ -84,6 +89,18 @@ def _contained(tx: Transaction, seat: Seat, act: Act, accounts: Sequence[Account
         return ALLOW
     scopes = ["*", f"agent:{seat.agent}", f"tool:{act.name}", *(f"run:{account.run}" for account in accounts)]
     return contained(found, scopes, act.effect, now_ms)
+
+
+def _before(act: Act, limit: int) -> tuple[Payload | None, Blobs]:
+    if act.before is None:
+        return None, {}
+    return pack(act.before, limit)
+
+
+def _outbox(spec: ToolSpec) -> e.Failure:
+    return e.Failure(
+        code=OUTBOX, message=f"it is sent in {spec.delay_ms / 1000:g} s, unless it is stopped before"
+    )
 
 
 def refusal_of(verdict: Verdict) -> e.Failure:
@@ -115,7 +132,14 @@ def _told(act: Act, payload: Payload) -> dict[str, Any]:
 
 
 def _intended(
-    common: dict[str, Any], act: Act, payload: Payload, verdict: Verdict, policy: str, grant: str = ""
+    common: dict[str, Any],
+    act: Act,
+    payload: Payload,
+    verdict: Verdict,
+    policy: str,
+    *,
+    before: Payload | None = None,
+    grant: str = "",
 ) -> e.ActionIntended:
     return e.ActionIntended(
         **common,
@@ -125,6 +149,8 @@ def _intended(
         policy=policy,
         grant=grant,
         changed=act.is_changed,
+        before=before,
+        undoes=act.undoes,
     )
 
 
@@ -137,6 +163,8 @@ def _held(
     policy: str,
 ) -> e.ActionHeld:
     due = min((demand.deadline_ms for demand in verdict.demands), default=None)
+    if reason.code == OUTBOX and act.spec is not None:
+        due = act.spec.delay_ms
     return e.ActionHeld(
         **common,
         **_told(act, payload),
@@ -166,6 +194,7 @@ def _row(seat: Seat, act: Act, state: ActionState, seq: int, now_ms: int, room: 
         endpoint=act.endpoint,
         exact=known.exact if known else "",
         masked=known.masked if known else "",
+        undoes=act.undoes,
         causal=known.causal if known else "",
         ordinal=known.ordinal if known else "",
         attempt=act.attempt,
@@ -212,7 +241,9 @@ def release(
     change(
         tx, row, S.INTENDED, reserved=act.estimate, intended_ms=now_ms, intent_seq=position["seq"], code=""
     )
-    return _intended(common, act, payload, verdict, governance.digest, grant), blobs
+    before, more = _before(act, limit)
+    made = _intended(common, act, payload, verdict, governance.digest, before=before, grant=grant)
+    return made, {**blobs, **more}
 
 
 def escalate(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     pass
 
 S = ActionState
+OUTBOX = "outbox"  # why an action is held that is sent when its delay is over
 APPROVAL_NEEDED = "approval-needed"  # why an action is held that only a grant releases
 NOTHING = Spend()
 DECISIONS: dict[ActionState, tuple[Decision, ...]] = {
@@ -68,6 +69,10 @@ def conclude(
     if outcome.result is not None:
         result, more = pack(outcome.result, limit)
         blobs.update(more)
+    after: Payload | None = None
+    if outcome.after is not None:
+        after, more = pack(outcome.after, limit)
+        blobs.update(more)
     common: dict[str, Any] = {**position, "call": call, "name": row.name, "digest": digest}
     if outcome.state is S.UNKNOWN:
         invariant(outcome.error is not None, "a doubtful action says why")
@@ -102,6 +107,7 @@ def conclude(
         usd_micros=outcome.usd_micros,
         upstream=outcome.upstream,
         decided_by=outcome.decided_by,
+        after=after,
     )
     return entry, blobs
 

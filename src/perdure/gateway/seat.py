@@ -15,7 +15,7 @@ from perdure.core.tools import ToolSpec
 from perdure.core.values import Payload
 from perdure.gateway.memory import RunMemory
 from perdure.kernel.identity import Identity
-from perdure.ports import Transaction
+from perdure.ports import Tool, Transaction
 
 Blobs = Mapping[str, bytes]
 Make = Callable[[Transaction, dict[str, int]], tuple[CallEntry, Blobs]]
@@ -142,9 +142,16 @@ class Act:
     headers: tuple[tuple[str, str], ...] = field(default=())
     metered: bytes = b""  # the request as it is sent where the client did not ask for the usage
     stored: bytes = b""  # the request as it is kept, without secrets
-    spec: ToolSpec | None = None  # of a tool: what it declares
+    tool: Tool | None = None
+    before: bytes | None = None  # what the tool saw of the world, as JSON
+    undoes: str = ""  # the action that it undoes
     confidence: int | None = None  # in percent, where the agent or a checker has said so
     is_changed: bool = False  # an approver changed the arguments
+
+    @property
+    def spec(self) -> ToolSpec | None:
+        """Of a tool: what it declares."""
+        return None if self.tool is None else self.tool.spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +166,5 @@ class Outcome:
     usd_micros: int | None = None
     upstream: str = ""
     decided_by: str = ""
+    after: bytes | None = None  # what the tool saw of the world then, as JSON
     blobs: Blobs = field(default_factory=dict)

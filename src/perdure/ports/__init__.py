@@ -6,7 +6,7 @@ from perdure.ports.models import Answer, Upstreams
 from perdure.ports.secrets import Secrets
 from perdure.ports.store import Store, Transaction
 from perdure.ports.telemetry import NullTelemetry, Telemetry
-from perdure.ports.tools import Probe, Tool, Toolset
+from perdure.ports.tools import Probe, Tool, Toolset, Undo
 
 __all__ = [
     "Answer",
@@ -20,5 +20,6 @@ __all__ = [
     "Tool",
     "Toolset",
     "Transaction",
+    "Undo",
     "Upstreams",
 ]

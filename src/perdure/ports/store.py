@@ -200,6 +200,10 @@ class Transaction(Protocol):
         """Every row of one run, in call order."""
         ...
 
+    def undoing(self, run_id: str) -> list[ActionRecord]:
+        """Rows of any run that undo, or were to undo, actions of this run."""
+        ...
+
     def note_served(self, served: Served) -> None:
         """Remember which row answered an attempt of a hosted program."""
         ...

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from perdure.core.tools import Finding, ToolOutput, ToolSpec, ToolUse
+from perdure.core.tools import Done, Finding, ToolOutput, ToolSpec, ToolUse
 
 
 class Tool(Protocol):
@@ -33,6 +33,24 @@ class Probe(Protocol):
 
     async def probe(self, use: ToolUse) -> Finding:
         """Look, change nothing."""
+        ...
+
+
+@runtime_checkable
+class Undo(Protocol):
+    """A tool that can undo a use of it; needed for ``ToolSpec.undoable``."""
+
+    async def image(self, use: ToolUse) -> Any:
+        """The part of the world that this use changes, as plain data; ``None`` if the tool does not look. Changes nothing."""
+        ...
+
+    async def undo(self, use: ToolUse, done: Done) -> ToolOutput:
+        """Undo it, once. ``use`` has the key of the undoing action.
+
+        Raises:
+            UndoConflictError: the world is not as the use left it.
+            ToolFailedError, ToolUnreachableError, ToolDoubtfulError: as for ``call``.
+        """
         ...
 
 

@@ -35,6 +35,7 @@ from perdure.runtime.outside import World, reach
 from perdure.runtime.registry import register
 from perdure.runtime.schedules import schedule_row
 from perdure.runtime.system import SystemClock, SystemEntropy
+from perdure.runtime.undo import Undoing
 from perdure.runtime.watchdog import Watchdog
 from perdure.stores.sqlite import SqliteStore
 
@@ -61,6 +62,7 @@ class Runtime:
         self.is_closed = False
         self.actions = Actions(self)
         self.containment = Containments(self)
+        self.undoing = Undoing()
         self._clock = clock
         self._entropy = entropy
 
@@ -107,12 +109,15 @@ class Runtime:
             store = SqliteStore(database_of(folder), durability=chosen.durability)
             try:
                 own = AgentsToolset(known)
+                undoing = Undoing()
+                known = {**known, undoing.agent.name: undoing.agent}
                 world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
                 reached = reach(world, known, folder=folder, settings=chosen, telemetry=telemetry)
                 async with cls.over(
                     store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached
                 ) as runtime:
-                    own.runtime = runtime
+                    own.runtime = undoing.runtime = runtime
+                    runtime.undoing = undoing
                     yield runtime
             finally:
                 await store.close()

@@ -154,6 +154,9 @@ def _ruled(tx: Transaction, host: Host, call: OpenCall, now_ms: int) -> e.Entry 
     if mail is not None:
         ruling = msgspec.json.decode(mail.body.inline or tx.blob(mail.body.blob), type=ledger.Ruling)
     elif call.held and (due_ms := call.wait_due_ms) is not None and now_ms >= due_ms:
+        if isinstance(call.intent, e.ActionHeld) and call.intent.reason.code == ledger.OUTBOX:
+            common = {"call": call.number, "name": call.request.name, "digest": call.request.digest}
+            return e.ActionDecided(**position(host, now_ms), **common, decision="live", by="outbox")  # type: ignore[arg-type]
         asked = intents.escalate(tx, position(host, now_ms), host.run_id, call.intent)
         if asked is not None:
             return asked

@@ -17,12 +17,12 @@ _budget = msgspec.json.Decoder(Budget).decode
 _COLUMNS = (
     "runs.id, call, runs.agent, what, name, state, recovery, effect, intended_ms, intent_seq, endpoint, exact, masked, "
     "causal, ordinal, attempt, end_seq, actions.ended_ms, reserved, spent, input_tokens, output_tokens, upstream, "
-    "actions.code"
+    "actions.code, undoes"
 )
 _FIELDS = (
     "run", "call", "agent", "what", "name", "state", "recovery", "effect", "intended_ms", "intent_seq", "endpoint",
     "exact", "masked", "causal", "ordinal", "attempt", "end_seq", "ended_ms", "reserved", "spent", "input_tokens",
-    "output_tokens", "upstream", "code",
+    "output_tokens", "upstream", "code", "undoes",
 )  # fmt: skip
 
 # The run and every run above it, the nearest first.
@@ -43,13 +43,13 @@ class LedgerTables(SideTables):
         """Add a row."""
         self._execute(
             "INSERT INTO actions SELECT key, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, "
-            "?19, ?20, ?21, ?22, ?23 FROM runs WHERE id = ?1",
+            "?19, ?20, ?21, ?22, ?23, ?24 FROM runs WHERE id = ?1",
             (
                 action.run, action.call, action.what, action.name, action.endpoint, action.state, action.recovery,
                 action.effect, action.exact, action.masked, action.causal, action.ordinal, action.attempt,
                 action.intended_ms, action.intent_seq, action.ended_ms, action.end_seq,
                 _text(action.reserved), _text(action.spent), action.input_tokens, action.output_tokens, action.upstream,
-                action.code,
+                action.code, action.undoes,
             ),
         )  # fmt: skip
 
@@ -91,6 +91,12 @@ class LedgerTables(SideTables):
     def run_actions(self, run_id: str) -> list[ActionRecord]:
         """Every row of one run, in call order."""
         return self._actions("runs.id = ? ORDER BY call", (run_id,))
+
+    def undoing(self, run_id: str) -> list[ActionRecord]:
+        """Rows of any run that undo, or were to undo, actions of this run."""
+        return self._actions(
+            "undoes >= ? AND undoes < ? ORDER BY actions.run, call", (f"{run_id}/", f"{run_id}0")
+        )
 
     def _actions(self, where: str, values: tuple[Any, ...]) -> list[ActionRecord]:
         query = f"SELECT {_COLUMNS} FROM actions JOIN runs ON runs.key = actions.run WHERE {where}"

@@ -36,3 +36,7 @@ CREATE TABLE containments (
     at_ms INTEGER NOT NULL,
     until_ms INTEGER
 ) STRICT, WITHOUT ROWID;
+
+-- The action (run/call) that this one undoes.
+ALTER TABLE actions ADD COLUMN undoes TEXT NOT NULL DEFAULT '';
+CREATE INDEX actions_undoing ON actions (undoes) WHERE undoes <> '';
