@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from perdure.cli.exec_command import exec_
 from perdure.cli.gateway_commands import actions, budgets, models, tools
+from perdure.cli.governance_commands import approvals, contain, keys, kill, undo
 from perdure.cli.options import DATA, After, Config, Data, Json, Otel
 from perdure.cli.output import Out
 
@@ -34,7 +35,9 @@ runs = App(name="runs", help="Look at runs and act on them.", version_flags=())
 schedules = App(name="schedules", help="Look at schedules.", version_flags=())
 app.command(exec_, name="exec")
 app.command(runs)
-for _group in (actions, budgets, tools, models):
+runs.command(undo)
+app.command(kill)
+for _group in (actions, budgets, tools, models, approvals, keys, contain):
     app.command(_group)
 app.command(schedules)
 

@@ -46,6 +46,21 @@ Tools, models, money:
   models list               List upstreams and their models.
   models test MODEL         Ask a model for one word.
 
+Govern:
+  approvals list            What waits for a person.
+  approvals show RUN/CALL   Everything that an approver signs.
+  approvals approve RUN/CALL  Sign, with your key, that this may happen, once.
+  approvals reject RUN/CALL  Sign that it must not happen.
+  keys list                 Whose signature counts.
+  keys new                  Make your key; only its public half is registered.
+  keys import FILE          Register the public keys of a team.
+  keys revoke KEY           Revoke a key.
+  contain list              What is contained.
+  contain set SCOPE LEVEL   Watch, restrict, hold or stop an agent, run or tool.
+  contain lift SCOPE        End a containment.
+  kill SCOPE                The kill switch.
+  runs undo RUN APP         Take back what a run did.
+
 Operate:
   backup TARGET             Copy the database, also while a process works on it.
   doctor                    Check the installation and the data directory.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal
 
@@ -30,6 +31,17 @@ class Status(StrEnum):
 
 ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 Conflict = Literal["enqueue", "reject", "interrupt"]
+
+
+def statuses(
+    want: Status | Literal["unfinished"] | Sequence[Status] | None,
+) -> tuple[Status, ...] | None:
+    """The statuses that somebody asks for; ``None`` means any."""
+    if want == "unfinished":
+        return tuple(item for item in Status if not item.is_ended)
+    if want is None:
+        return None
+    return (Status(want),) if isinstance(want, str) else tuple(Status(item) for item in want)
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):

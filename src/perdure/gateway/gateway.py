@@ -16,6 +16,7 @@ import msgspec
 from perdure.core import entries as e
 from perdure.core.actions import ActionState, Spend
 from perdure.core.errors import (
+    ArgumentsInvalidError,
     PerdureError,
     ToolDoubtfulError,
     ToolFailedError,
@@ -26,7 +27,7 @@ from perdure.core.errors import (
 from perdure.core.limits import ERROR_TEXT_MAX
 from perdure.core.models import ModelRequest, Usage
 from perdure.core.tools import ToolOutput, ToolSpec, ToolUse
-from perdure.core.verdicts import Verdict, both, deny
+from perdure.core.verdicts import ALLOW, Verdict, both, deny
 from perdure.gateway import intents, ledger
 from perdure.gateway.governance import Governance
 from perdure.gateway.outputs import Exchange, bounded, exchange
@@ -131,20 +132,31 @@ class Gateway:
         """Judge a held act again, under the policies in force now, and with what was signed about it."""
         act.stored, _ = self.redactor.clean(act.request)
         governance = self.governance
-        signed = governance.signed(seat, act)
-        changed = next((item.arguments for item in signed if item.arguments is not None), None)
+        held = seat.held(act.call)
+        if held is not None:
+            act.shown, act.asked = held.reasons, held.asked
+        changed = governance.changed_arguments(seat, act)
         claim = governance.claim(seat, act)  # what was shown and signed, before anybody changed it
         if changed is not None:
             act.request, act.is_changed = changed, True
             act.stored, _ = self.redactor.clean(changed)
-            if act.spec is not None:
-                self.check_arguments(act.spec, msgspec.json.decode(changed))
-        verdict = await self._looked(seat, act, await governance.judge(seat, act, is_release=True))
+        verdict = self._fitting(act)
+        if not verdict.is_deny:
+            verdict = await self._looked(seat, act, await governance.judge(seat, act, is_release=True))
         return await seat.write(
             lambda tx, position: intents.release(
                 tx, position, seat, act, self.payload_bytes_max, verdict, governance, claim
             )
         )
+
+    def _fitting(self, act: Act) -> Verdict:
+        """Whether arguments that an approver has changed fit the tool."""
+        try:
+            if act.spec is not None and act.is_changed:
+                self.check_arguments(act.spec, msgspec.json.decode(act.request))
+        except ArgumentsInvalidError as error:
+            return deny(error.code, error.message)
+        return ALLOW
 
     async def _looked(self, seat: Seat, act: Act, verdict: Verdict) -> Verdict:
         """Let the tool look at what it is about to change, if it can undo it; if it cannot look, the answer is no."""

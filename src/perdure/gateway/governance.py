@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
-from perdure.core.errors import RefusedError
-from perdure.core.verdicts import Demand, Verdict
+from perdure.core.verdicts import Demand, Reason, Verdict
 from perdure.gateway.gates.case import Case, Gate
 from perdure.gateway.gates.chain import Gates
 from perdure.gateway.memory import RunMemory
 from perdure.gateway.seat import Act, Seat
+from perdure.governance.claims import ActionClaim, claim_of
+from perdure.governance.grant_errors import GrantMissingError, GrantRefusedError, GrantUsedError
+from perdure.governance.grants import read_statement, verify
 from perdure.ports import Transaction
-
-Claim = Any
-
-
-class Signed(Protocol):
-    """A signed decision."""
-
-    arguments: bytes | None
-
 
 UNGOVERNED = ""  # the digest where there are no policies
 
@@ -69,24 +62,67 @@ class Governance:
         return await self._gates.judge(case_of(seat, act, is_release=is_release))
 
     # -- grants
-    def signed(self, seat: Seat, act: Act) -> list[Signed]:
-        """What was signed about a held act, not verified yet, the newest first."""
-        del seat, act
-        return []
-
-    def claim(self, seat: Seat, act: Act) -> Claim:
+    def claim(self, seat: Seat, act: Act) -> ActionClaim:
         """The action as it would be done now; what was signed must be the same."""
-        del seat, act
+        return claim_of(
+            seat.run_id,
+            act.call,
+            act.name,
+            tool_digest=act.spec.digest if act.spec else "",
+            arguments=act.stored or act.request,
+            chain=seat.principals,
+            policy=self.digest,
+        )
+
+    def changed_arguments(self, seat: Seat, act: Act) -> bytes | None:
+        """The arguments that an approver wants instead, as JSON; not verified yet."""
+        for grant in reversed(seat.grants(act.call)):
+            if grant.used_ms is not None:
+                continue
+            statement = read_statement(grant.token)
+            if statement.decision == "approve":
+                return None
+            if statement.arguments is not None:
+                return msgspec.json.encode(statement.arguments)
         return None
 
-    def use_grant(self, tx: Transaction, claim: Claim, demands: Sequence[Demand], now_ms: int) -> str:
+    def use_grant(
+        self,
+        tx: Transaction,
+        claim: ActionClaim,
+        shown: Sequence[Reason],
+        demands: Sequence[Demand],
+        now_ms: int,
+    ) -> str:
         """Use up a grant that releases an action; its id.
 
+        Args:
+            tx: the transaction of the intent.
+            claim: the action.
+            shown: the reasons that its approver was shown.
+            demands: what is asked for.
+            now_ms: the time.
+
         Raises:
-            RefusedError: there is none; of those that are there, why the newest does not count.
+            GrantRefusedError: there is none; of those that are there, why the newest does not count.
         """
-        del tx, claim, demands, now_ms
-        raise RefusedError("nobody has approved it")
+        keys = {key.kid: key for key in tx.approver_keys()}
+        error: GrantRefusedError | None = None
+        for grant in reversed(tx.grants(claim.run, claim.seq)):
+            if grant.used_ms is not None:
+                error = error or GrantUsedError(f"grant `{grant.jti}` has released an action already")
+                continue
+            try:
+                granted = verify(
+                    grant.token, claim=claim, reasons=shown, keys=keys, demands=demands, audience=self.audience,
+                    now_ms=now_ms,
+                )  # fmt: skip
+            except GrantRefusedError as refused:
+                error = error or refused
+                continue
+            if granted.statement.decision != "reject" and tx.use_grant(grant.jti, now_ms):
+                return grant.jti
+        raise error or GrantMissingError("nobody has signed anything about it")
 
 
 def case_of(seat: Seat, act: Act, *, is_release: bool = False) -> Case:

@@ -16,7 +16,7 @@ from perdure.core.errors import ActionDeniedError, ContainedError, RefusedError
 from perdure.core.limits import ERROR_TEXT_MAX
 from perdure.core.tools import ToolSpec
 from perdure.core.values import Payload, pack
-from perdure.core.verdicts import ALLOW, Verdict, both
+from perdure.core.verdicts import ALLOW, Demand, Verdict, both
 from perdure.gateway.gates.containment import contained
 from perdure.gateway.ledger import APPROVAL_NEEDED, NOTHING, OUTBOX, change, conclude, found
 from perdure.gateway.seat import Act, Blobs, Outcome, Seat
@@ -24,7 +24,8 @@ from perdure.kernel.budget import Room, judge
 from perdure.ports import Transaction
 
 if TYPE_CHECKING:
-    from perdure.gateway.governance import Claim, Governance
+    from perdure.gateway.governance import Governance
+    from perdure.governance.claims import ActionClaim
 
 S = ActionState
 
@@ -174,6 +175,7 @@ def _held(
         policy=policy,
         tool=act.spec.digest if act.spec else "",
         due_ms=None if due is None else common["at_ms"] + due,
+        asked=act.asked,
     )
 
 
@@ -213,7 +215,7 @@ def release(
     limit: int,
     verdict: Verdict,
     governance: Governance,
-    claim: Claim,
+    claim: ActionClaim,
 ) -> tuple[Any, Blobs]:
     """Judge a held act once more; record its intent with the grant that it uses up, its refusal, or that it stays held."""
     payload, blobs = pack(act.stored or act.request, limit)
@@ -221,17 +223,20 @@ def release(
     now_ms = position["at_ms"]
     accounts = tx.accounts(seat.run_id)
     verdict = both(verdict, _contained(tx, seat, act, accounts, now_ms))
+    if act.asked:
+        verdict = msgspec.structs.replace(verdict, demands=_escalated(verdict.demands, act.asked))
     common = _common(position, act)
     if verdict.is_deny:
         refused = Outcome(S.REFUSED, NOTHING, error=refusal_of(verdict))
         return conclude(tx, position, seat.run_id, act.call, act.digest, refused, limit)
     room = judge(accounts, act.estimate, now_ms)
     if room.refusal is not None:
+        change(tx, row, S.HELD, code=room.refusal.code)
         return _held(common, act, payload, room.refusal, verdict, governance.digest), blobs
     grant = ""
     if verdict.is_hold:
         try:
-            grant = governance.use_grant(tx, claim, verdict.demands, now_ms)
+            grant = governance.use_grant(tx, claim, act.shown, verdict.demands, now_ms)
         except RefusedError as error:
             why = refusal_of(verdict)
             reason = e.Failure(code=why.code, message=f"{why.message}; {error}"[:ERROR_TEXT_MAX])
@@ -246,18 +251,25 @@ def release(
     return made, {**blobs, **more}
 
 
+def _escalated(demands: tuple[Demand, ...], times: int = 1) -> tuple[Demand, ...]:
+    """The demands after so many deadlines have passed: one more role may approve after each."""
+    for _ in range(times):
+        demands = tuple(
+            msgspec.structs.replace(
+                demand, roles=(*demand.roles, *demand.escalation[:1]), escalation=demand.escalation[1:]
+            )
+            for demand in demands
+        )
+    return demands
+
+
 def escalate(
     tx: Transaction, position: dict[str, int], run_id: str, held: e.Entry | None
 ) -> e.ActionHeld | None:
     """Ask the next role of the escalation; ``None`` when everybody was asked."""
     if not isinstance(held, e.ActionHeld):
         return None
-    demands = tuple(
-        msgspec.structs.replace(
-            demand, roles=(*demand.roles, *demand.escalation[:1]), escalation=demand.escalation[1:]
-        )
-        for demand in held.demands
-    )
+    demands = _escalated(held.demands)
     if demands == held.demands:
         return None
     row = found(tx, run_id, held.call)

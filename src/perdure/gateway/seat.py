@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 from perdure.core.actions import ActionRecord, ActionState, Spend, What
 from perdure.core.approvals import GrantRecord
-from perdure.core.entries import CallEntry, Entry, Failure
+from perdure.core.entries import ActionHeld, CallEntry, Entry, Failure
 from perdure.core.models import Usage
 from perdure.core.principals import Chain, Risk
 from perdure.core.tools import ToolSpec
 from perdure.core.values import Payload
+from perdure.core.verdicts import Reason
 from perdure.gateway.memory import RunMemory
 from perdure.kernel.identity import Identity
 from perdure.ports import Tool, Transaction
@@ -73,6 +74,10 @@ class Seat(Protocol):
 
     def show(self, kind: str, data: Any) -> None:
         """Show something to live watchers."""
+        ...
+
+    def held(self, call: int) -> ActionHeld | None:
+        """How a call was held the last time."""
         ...
 
     def grants(self, call: int) -> list[GrantRecord]:
@@ -146,6 +151,8 @@ class Act:
     before: bytes | None = None  # what the tool saw of the world, as JSON
     undoes: str = ""  # the action that it undoes
     confidence: int | None = None  # in percent, where the agent or a checker has said so
+    shown: tuple[Reason, ...] = ()  # why it is held, as an approver was shown
+    asked: int = 0  # how often it was escalated
     is_changed: bool = False  # an approver changed the arguments
 
     @property

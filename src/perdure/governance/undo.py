@@ -55,7 +55,11 @@ def plan(
     ordered = sorted(rows, key=lambda row: (row.intended_ms, row.run, row.call), reverse=True)
     return [
         _step(
-            row, specs.get((row.agent, row.name)), row.key in undone, now_ms, (row.agent, row.name) in changed
+            row,
+            specs.get((row.agent, row.name)),
+            now_ms,
+            is_undone=row.key in undone,
+            is_changed=(row.agent, row.name) in changed,
         )
         for row in ordered
         if row.what == "tool" and not row.undoes
@@ -63,8 +67,8 @@ def plan(
 
 
 def _step(
-    row: ActionRecord, spec: ToolSpec | None, is_undone: bool, now_ms: int, is_changed: bool
-) -> UndoStep:  # noqa: FBT001
+    row: ActionRecord, spec: ToolSpec | None, now_ms: int, *, is_undone: bool, is_changed: bool
+) -> UndoStep:
     def step(how: How, why: str, until_ms: int | None = None) -> UndoStep:
         return UndoStep(action=row.key, agent=row.agent, name=row.name, how=how, why=why, until_ms=until_ms)
 

@@ -229,7 +229,7 @@ class Transaction(Protocol):
         """Add an approver's key, or change its person, roles, revocation or counter."""
         ...
 
-    def keys(self) -> list[KeyRecord]:
+    def approver_keys(self) -> list[KeyRecord]:
         """Every approver's key, also the revoked ones, oldest first."""
         ...
 

@@ -18,6 +18,7 @@ from perdure.core.tools import ToolSpec
 from perdure.engines.embedded.acts import Outside
 from perdure.gateway.catalogue import Catalogue, Toolbox
 from perdure.gateway.gateway import Gateway
+from perdure.gateway.governance import Governance
 from perdure.ports import Secrets, Telemetry, Tool, Toolset
 from perdure.runtime.agent_tools import AgentsToolset
 from perdure.runtime.system import SystemClock, SystemEntropy
@@ -50,6 +51,7 @@ async def reach(
     folder: Path,
     settings: Settings,
     telemetry: Telemetry | None,
+    governance: Governance | None = None,
 ) -> AsyncIterator[Outside]:
     """Everything that the engine needs to act; closed on leaving.
 
@@ -72,6 +74,7 @@ async def reach(
         redactor=Redactor(secrets.known_values),
         payload_bytes_max=settings.payload_bytes_max,
         telemetry=telemetry,
+        governance=governance,
     )
     programs = None
     if any(agent.program is not None for agent in agents.values()):

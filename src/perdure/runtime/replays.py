@@ -79,6 +79,10 @@ class ReplaySeat:
         work.close()
         raise self._new(f" in call {call}")
 
+    def held(self, call: int) -> e.ActionHeld | None:  # noqa: ARG002
+        """None: nothing is released in a replay."""
+        return None
+
     def grants(self, call: int) -> list[GrantRecord]:  # noqa: ARG002
         """None: nothing is released in a replay."""
         return []

@@ -17,27 +17,28 @@ from perdure.core.ids import checked_name, run_id
 from perdure.core.limits import Settings
 from perdure.core.models import Upstream
 from perdure.core.principals import Principal, checked_chain
-from perdure.core.records import Conflict, RunFilter, RunRecord, Schedule, Status
+from perdure.core.records import Conflict, RunFilter, RunRecord, Schedule, Status, statuses
 from perdure.core.values import Payload, pack
 from perdure.engines.embedded import EmbeddedEngine, works
 from perdure.engines.embedded.acts import Outside
 from perdure.engines.embedded.engine import SEED_BITS
 from perdure.engines.embedded.watch import Live
+from perdure.gateway.gates.case import Gate
 from perdure.ports import Clock, Entropy, Secrets, Store, Telemetry, Toolset
 from perdure.runtime.actions import Actions
 from perdure.runtime.agent_tools import AgentsToolset
+from perdure.runtime.approvals import Approvals, Keys
 from perdure.runtime.config import settings_from
 from perdure.runtime.containment import Containments
-from perdure.runtime.datadir import DataDirLock, database_of, prepare
 from perdure.runtime.forks import changed_entries
 from perdure.runtime.handle import Answerable, RunHandle
+from perdure.runtime.opening import governance_of, opened
 from perdure.runtime.outside import World, reach
 from perdure.runtime.registry import register
 from perdure.runtime.schedules import schedule_row
 from perdure.runtime.system import SystemClock, SystemEntropy
 from perdure.runtime.undo import Undoing
 from perdure.runtime.watchdog import Watchdog
-from perdure.stores.sqlite import SqliteStore
 
 POLL_S = 0.2  # how often a runtime without an engine looks for changes made by the process that has one
 
@@ -63,6 +64,8 @@ class Runtime:
         self.actions = Actions(self)
         self.containment = Containments(self)
         self.undoing = Undoing()
+        self.approvals = Approvals(self)
+        self.keys = Keys(self)
         self._clock = clock
         self._entropy = entropy
 
@@ -80,6 +83,7 @@ class Runtime:
         upstreams: Sequence[Upstream] = (),
         toolsets: Sequence[Toolset] = (),
         secrets: Secrets | None = None,
+        gates: Sequence[Gate] = (),
     ) -> AsyncIterator[Runtime]:
         """Open a data directory (made if missing) and drive the runs of ``agents``; unfinished ones go on at once.
 
@@ -94,36 +98,29 @@ class Runtime:
             upstreams: who answers model requests; names of several that stand in for each other may repeat.
             toolsets: MCP servers, OpenAPI documents and databases that agents name in their tools.
             secrets: resolves ``secret://`` references; by default environment, files and keyring.
+            gates: checks of your own, asked for every action.
 
         Raises:
             DataDirLockedError: another process drives this directory.
             DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
             DefinitionError: two agents have one name, or a setting cannot work.
         """
-        folder = Path(path)
-        chosen = settings or settings_from(os.environ)
+        folder, chosen = Path(path), settings or settings_from(os.environ)
         known = register(agents)
-        prepare(folder)
-        lock = None if beside else DataDirLock(folder).acquire()
-        try:
-            store = SqliteStore(database_of(folder), durability=chosen.durability)
-            try:
-                own = AgentsToolset(known)
-                undoing = Undoing()
-                known = {**known, undoing.agent.name: undoing.agent}
-                world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
-                reached = reach(world, known, folder=folder, settings=chosen, telemetry=telemetry)
-                async with cls.over(
-                    store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached
-                ) as runtime:
-                    own.runtime = undoing.runtime = runtime
-                    runtime.undoing = undoing
-                    yield runtime
-            finally:
-                await store.close()
-        finally:
-            if lock is not None:
-                lock.release()
+        own, undoing = AgentsToolset(known), Undoing(toolsets)
+        known = {**known, undoing.agent.name: undoing.agent}
+        world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
+        async with opened(folder, chosen, beside=beside) as store, contextlib.aclosing(undoing):
+            governance = await governance_of(store, gates)
+            reached = reach(
+                world, known, folder=folder, settings=chosen, telemetry=telemetry, governance=governance
+            )
+            async with cls.over(
+                store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached
+            ) as runtime:
+                own.runtime = undoing.runtime = runtime
+                runtime.undoing = undoing
+                yield runtime
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -260,13 +257,7 @@ class Runtime:
         limit: int = 100,
     ) -> list[RunRecord]:
         """Rows of runs, newest first; ``before`` is the id of the last one of the page before."""
-        chosen: tuple[Status, ...] | None
-        if status == "unfinished":
-            chosen = tuple(item for item in Status if not item.is_ended)
-        elif status is None:
-            chosen = None
-        else:
-            chosen = (Status(status),) if isinstance(status, str) else tuple(Status(item) for item in status)
+        chosen = statuses(status)
         want = RunFilter(
             agent=agent, status=chosen, session=session, parent=parent, before=before, limit=limit
         )
@@ -402,6 +393,10 @@ class Runtime:
     def now_ms(self) -> int:
         """The time of day."""
         return self._clock.now_ms()
+
+    def new_id(self) -> str:
+        """An id that nothing else has."""
+        return run_id(self._clock.now_ms(), self._entropy.bits(60))
 
     def look_after(self, touched: list[str]) -> None:
         """Something happened to these runs."""

@@ -24,13 +24,14 @@ from perdure.core.errors import (
 from perdure.core.principals import Principal
 from perdure.core.tools import Done, ToolOutput, ToolSpec, ToolUse
 from perdure.engines.embedded import works
+from perdure.gateway.catalogue import Toolbox
 from perdure.gateway.outputs import read_kept
 from perdure.governance.undo import UndoStep, plan
-from perdure.ports import Tool, Undo
+from perdure.ports import Tool, Toolset, Undo
 from perdure.runtime.handle import RunHandle
+from perdure.runtime.outside import catalogue_of
 
 if TYPE_CHECKING:
-    from perdure.engines.embedded.acts import Outside
     from perdure.runtime.runtime import Runtime
 
 AGENT = "perdure.undo"
@@ -58,8 +59,9 @@ class UndoPlan:
 class Undoing:
     """``runtime.undoing``, and the agent that does it."""
 
-    def __init__(self) -> None:
+    def __init__(self, toolsets: Sequence[Toolset] = ()) -> None:
         self.runtime: Runtime | None = None
+        self.toolbox = Toolbox(toolsets)  # beside the process that drives the runs: only to look at tools
         self.agent = Agent(AGENT, handler=self._handler(), version="1")
 
     def _handler(self) -> Any:
@@ -132,11 +134,14 @@ class Undoing:
 
     async def _tool_of(self, row: ActionRecord) -> Tool:
         runtime = self._open()
-        outside = _outside(runtime)
         definition = runtime.agents.get(row.agent)
         if definition is None:
             raise ToolUnknownError(f"agent `{row.agent}` is not registered, so its tools are not known")
-        return await outside.catalogue(definition).find(row.name)
+        outside = None if runtime.engine is None else runtime.engine.outside
+        catalogue = (
+            catalogue_of(definition, self.toolbox) if outside is None else outside.catalogue(definition)
+        )
+        return await catalogue.find(row.name)
 
     # -- doing
     async def undo(self, made: UndoPlan, *, by: str, reason: str = "") -> RunHandle:
@@ -192,6 +197,10 @@ class Undoing:
         """Stop an action that is still in the outbox."""
         await self._open().actions.settle(action, "fail", by=AGENT, reason=reason or "undone")
         return ToolOutput(value="it was not sent")
+
+    async def aclose(self) -> None:
+        """Let go of the tools."""
+        await self.toolbox.close()
 
     def _open(self) -> Runtime:
         if self.runtime is None:
@@ -255,12 +264,3 @@ def _images(runtime: Runtime, history: Sequence[e.CallEntry]) -> tuple[Any, Any]
         elif isinstance(entry, e.ActionEnded) and entry.after is not None:
             after = msgspec.json.decode(runtime.bytes_of(entry.after))
     return before, after
-
-
-def _outside(runtime: Runtime) -> Outside:
-    engine = runtime.engine
-    if engine is None or engine.outside is None:
-        raise UsageError(
-            "this runtime drives no runs; undo where the agents are: `perdure runs undo RUN --app APP`"
-        )
-    return engine.outside

@@ -108,6 +108,12 @@ class HostSeat:
         """Show something to live watchers."""
         self._worker.show(self._host, kind, data)
 
+    def held(self, call: int) -> e.ActionHeld | None:
+        """How a call was held the last time."""
+        open_call = self._host.calls.get(call) or self._host.given_up.get(call)
+        intent = None if open_call is None else open_call.intent
+        return intent if isinstance(intent, e.ActionHeld) else None
+
     def grants(self, call: int) -> list[GrantRecord]:
         """What was signed about a held call, oldest first."""
         return self._worker.engine.store.read(lambda tx: tx.grants(self._host.run_id, call))

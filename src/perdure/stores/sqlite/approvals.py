@@ -29,7 +29,7 @@ class ApprovalTables(SideTables):
             ),
         )  # fmt: skip
 
-    def keys(self) -> list[KeyRecord]:
+    def approver_keys(self) -> list[KeyRecord]:
         """Every key, also the revoked ones, oldest first."""
         rows = self._execute(f"SELECT {_KEY} FROM approver_keys ORDER BY created_ms, kid").fetchall()
         return [_key(row) for row in rows]

@@ -1,0 +1,46 @@
+"""Opening a data directory: its lock, its store, and what its runs go by."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from perdure.core.limits import Settings
+from perdure.gateway.gates.case import Gate
+from perdure.gateway.governance import Governance
+from perdure.ports import Store
+from perdure.runtime.approvals import runtime_id
+from perdure.runtime.datadir import DataDirLock, database_of, prepare
+from perdure.runtime.system import SystemEntropy
+from perdure.stores.sqlite import SqliteStore
+
+ID_BITS = 80
+
+
+@asynccontextmanager
+async def opened(folder: Path, settings: Settings, *, beside: bool) -> AsyncIterator[Store]:
+    """The store of a data directory, closed on leaving.
+
+    Raises:
+        DataDirLockedError: another process drives this directory.
+        DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
+    """
+    prepare(folder)
+    lock = None if beside else DataDirLock(folder).acquire()
+    try:
+        store = SqliteStore(database_of(folder), durability=settings.durability)
+        try:
+            yield store
+        finally:
+            await store.close()
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+async def governance_of(store: Store, gates: Sequence[Gate]) -> Governance:
+    """The gates of a runtime on this store."""
+    fresh = f"{SystemEntropy().bits(ID_BITS):020x}"
+    audience = await store.transact(lambda tx: runtime_id(tx, fresh))
+    return Governance(gates, audience=audience)
