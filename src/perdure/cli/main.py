@@ -60,6 +60,13 @@ Govern:
   contain lift SCOPE        End a containment.
   kill SCOPE                The kill switch.
   runs undo RUN APP         Take back what a run did.
+  audit verify              Check the tamper-evident log.
+  audit show RUN/CALL       What the log says of one action.
+  audit prove RUN/CALL      The proof of one action, checked without the log.
+  audit export              Write the whole log.
+  audit checkpoint          Sign the head of the log now.
+  audit key                 The public key of the log.
+  audit erase SUBJECT       Destroy the encrypted details about somebody.
 
 Operate:
   backup TARGET             Copy the database, also while a process works on it.

@@ -105,6 +105,7 @@ class Gateway:
         act.stored, _ = self.redactor.clean(act.request)
         warnings: list[str] = []
         governance = self.governance
+        act.seal = governance.sealer(seat, act)
         policy = governance.digest
 
         async def judged() -> e.CallEntry:
@@ -136,6 +137,7 @@ class Gateway:
         if held is not None:
             act.shown, act.asked = held.reasons, held.asked
         changed = governance.changed_arguments(seat, act)
+        act.seal = governance.sealer(seat, act)
         claim = governance.claim(seat, act)  # what was shown and signed, before anybody changed it
         if changed is not None:
             act.request, act.is_changed = changed, True

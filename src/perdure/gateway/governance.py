@@ -7,11 +7,13 @@ from typing import Protocol
 
 import msgspec
 
+from perdure.core.principals import Chain
 from perdure.core.verdicts import Demand, Reason, Verdict
 from perdure.gateway.gates.case import Case, Gate
 from perdure.gateway.gates.chain import Gates
 from perdure.gateway.memory import RunMemory
 from perdure.gateway.seat import Act, Seat
+from perdure.gateway.vault import Vault
 from perdure.governance.claims import ActionClaim, claim_of
 from perdure.governance.grant_errors import GrantMissingError, GrantRefusedError, GrantUsedError
 from perdure.governance.grants import read_statement, verify
@@ -37,6 +39,7 @@ class Governance:
         policies: in force; without them agents may do what their charter says.
         audience: the id of this runtime: a grant for another one is worth nothing here.
         memory: makes what is remembered of a run; ``None`` where no gate asks for it.
+        vault: encrypts what is kept beside the audit log; without it nothing is.
     """
 
     def __init__(
@@ -46,11 +49,13 @@ class Governance:
         policies: Policies | None = None,
         audience: str = "",
         memory: Callable[[], RunMemory] | None = None,
+        vault: Vault | None = None,
     ) -> None:
         self._gates = Gates(gates)
         self._policies = policies
         self.audience = audience
         self.memory = memory
+        self._vault = vault
 
     @property
     def digest(self) -> str:
@@ -60,6 +65,15 @@ class Governance:
     async def judge(self, seat: Seat, act: Act, *, is_release: bool = False) -> Verdict:
         """What the gates say that need no transaction."""
         return await self._gates.judge(case_of(seat, act, is_release=is_release))
+
+    def sealer(self, seat: Seat, act: Act) -> Callable[[Transaction], tuple[str, bytes]] | None:
+        """Makes the encrypted arguments of an act, for the subject on whose behalf it is done."""
+        vault = self._vault
+        if vault is None or act.what != "tool":
+            return None
+        subject = subject_of(seat.principals)
+        data = act.stored or act.request
+        return lambda tx: (subject, vault.seal(tx, subject, data))
 
     # -- grants
     def claim(self, seat: Seat, act: Act) -> ActionClaim:
@@ -123,6 +137,14 @@ class Governance:
             if granted.statement.decision != "reject" and tx.use_grant(grant.jti, now_ms):
                 return grant.jti
         raise error or GrantMissingError("nobody has signed anything about it")
+
+
+def subject_of(chain: Chain) -> str:
+    """Whose data an action is about: the user or service at the end of the chain, else its agent."""
+    for principal in reversed(chain):
+        if principal.kind != "agent":
+            return f"{principal.kind}:{principal.name}"
+    return f"agent:{chain[0].name}" if chain else ""
 
 
 def case_of(seat: Seat, act: Act, *, is_release: bool = False) -> Case:

@@ -19,6 +19,7 @@ from perdure.core.values import Payload, pack
 from perdure.core.verdicts import ALLOW, Demand, Verdict, both
 from perdure.gateway.gates.containment import contained
 from perdure.gateway.ledger import APPROVAL_NEEDED, NOTHING, OUTBOX, change, conclude, found
+from perdure.gateway.records import note
 from perdure.gateway.seat import Act, Blobs, Outcome, Seat
 from perdure.kernel.budget import Room, judge
 from perdure.ports import Transaction
@@ -79,7 +80,16 @@ def propose(
         entry, state = _held(common, act, payload, room.refusal, verdict, policy), S.HELD
     else:
         entry, state = e.ActionEnded(**common, state=S.REFUSED, error=room.refusal), S.REFUSED
-    tx.put_action(_row(seat, act, state, position["seq"], now_ms, room))
+    row = _row(seat, act, state, position["seq"], now_ms, room)
+    tx.put_action(row)
+    note(
+        tx,
+        row,
+        now_ms,
+        reasons=verdict.reasons,
+        policy=policy,
+        sealed=act.seal(tx) if act.seal else ("", b""),
+    )
     return entry, blobs, room
 
 
@@ -231,7 +241,7 @@ def release(
         return conclude(tx, position, seat.run_id, act.call, act.digest, refused, limit)
     room = judge(accounts, act.estimate, now_ms)
     if room.refusal is not None:
-        change(tx, row, S.HELD, code=room.refusal.code)
+        note(tx, change(tx, row, S.HELD, code=room.refusal.code), now_ms, policy=governance.digest)
         return _held(common, act, payload, room.refusal, verdict, governance.digest), blobs
     grant = ""
     if verdict.is_hold:
@@ -240,12 +250,15 @@ def release(
         except RefusedError as error:
             why = refusal_of(verdict)
             reason = e.Failure(code=why.code, message=f"{why.message}; {error}"[:ERROR_TEXT_MAX])
-            change(tx, row, S.HELD, code=reason.code)
+            again = change(tx, row, S.HELD, code=reason.code)
+            note(tx, again, now_ms, reasons=verdict.reasons, policy=governance.digest, text=str(error.code))
             return _held(common, act, payload, reason, verdict, governance.digest), blobs
     tx.book(seat.run_id, act.estimate, NOTHING)
-    change(
+    released = change(
         tx, row, S.INTENDED, reserved=act.estimate, intended_ms=now_ms, intent_seq=position["seq"], code=""
     )
+    sealed = act.seal(tx) if act.seal and act.is_changed else ("", b"")
+    note(tx, released, now_ms, reasons=verdict.reasons, policy=governance.digest, grant=grant, sealed=sealed)
     before, more = _before(act, limit)
     made = _intended(common, act, payload, verdict, governance.digest, before=before, grant=grant)
     return made, {**blobs, **more}
@@ -273,6 +286,6 @@ def escalate(
     if demands == held.demands:
         return None
     row = found(tx, run_id, held.call)
-    change(tx, row, S.HELD)
+    note(tx, change(tx, row, S.HELD), position["at_ms"], text="escalated")
     due_ms = position["at_ms"] + min(demand.deadline_ms for demand in demands)
     return msgspec.structs.replace(held, **position, demands=demands, due_ms=due_ms, asked=held.asked + 1)

@@ -17,6 +17,7 @@ from perdure.core.errors import (
     invariant,
 )
 from perdure.core.values import Payload, pack
+from perdure.gateway.records import note
 from perdure.gateway.seat import Blobs, Outcome
 from perdure.kernel.actions import event_for, transition
 from perdure.ports import Transaction
@@ -76,7 +77,8 @@ def conclude(
     common: dict[str, Any] = {**position, "call": call, "name": row.name, "digest": digest}
     if outcome.state is S.UNKNOWN:
         invariant(outcome.error is not None, "a doubtful action says why")
-        change(tx, row, S.UNKNOWN, code=outcome.error.code if outcome.error else "")
+        doubted = change(tx, row, S.UNKNOWN, code=outcome.error.code if outcome.error else "")
+        note(tx, doubted, position["at_ms"])
         return e.ActionDoubted(
             **common, error=outcome.error or e.Failure(code="action-doubtful", message="")
         ), blobs
@@ -84,7 +86,7 @@ def conclude(
     tokens_in = usage.input_tokens if usage else None
     tokens_out = usage.output_tokens if usage else None
     tx.book(run_id, NOTHING.minus(row.reserved), outcome.spent)
-    change(
+    ended = change(
         tx,
         row,
         outcome.state,
@@ -97,6 +99,7 @@ def conclude(
         upstream=outcome.upstream,
         code=outcome.error.code if outcome.error else "",
     )
+    note(tx, ended, position["at_ms"], by=outcome.decided_by)
     entry = e.ActionEnded(
         **common,
         state=outcome.state,
@@ -142,9 +145,11 @@ def rule(
                 limit,
             )
         case S.UNKNOWN, "retry":
-            change(tx, row, S.INTENDED, intended_ms=position["at_ms"], code="")
+            again = change(tx, row, S.INTENDED, intended_ms=position["at_ms"], code="")
+            note(tx, again, position["at_ms"], kind="settled", by=by, text="send it again")
             return e.ActionDecided(**common, decision="retry", by=by), {}
         case S.HELD, "retry" | "live" | "grant":
+            note(tx, row, position["at_ms"], kind="settled", by=by, text=ruling.decision)
             return e.ActionDecided(**common, decision=ruling.decision, by=by), {}
         case S.HELD, "fail" | "did-not-happen" | "reject" | "expire":
             text = f"the held action was refused by `{by}`" + (f": {ruling.reason}" if ruling.reason else "")
@@ -177,25 +182,30 @@ def settle_ended(tx: Transaction, row: ActionRecord, ruling: Ruling, now_ms: int
     after = {"happened": S.SUCCEEDED, "did-not-happen": S.FAILED, "fail": S.REFUSED}[ruling.decision]
     spent = Spend(calls=1) if after is S.SUCCEEDED else NOTHING
     tx.book(row.run, NOTHING.minus(row.reserved), spent)
-    change(tx, row, after, ended_ms=now_ms, reserved=NOTHING, spent=spent)
+    settled = change(tx, row, after, ended_ms=now_ms, reserved=NOTHING, spent=spent)
+    note(
+        tx, settled, now_ms, kind="settled", by=ruling.by, text=f"{ruling.decision}, after the end of its run"
+    )
 
 
 def close_run(tx: Transaction, run_id: str, now_ms: int) -> None:
     """The run has ended: what was held is refused; what is doubtful stays in the inbox, for it may have happened."""
     for row in tx.run_actions(run_id):
         if row.state is S.HELD:
-            change(tx, row, S.REFUSED, ended_ms=now_ms, code="run-ended")
+            note(tx, change(tx, row, S.REFUSED, ended_ms=now_ms, code="run-ended"), now_ms)
         elif row.state is S.INTENDED and row.what == "tool":
-            change(tx, row, S.UNKNOWN, ended_ms=now_ms, code="run-ended")
+            note(tx, change(tx, row, S.UNKNOWN, ended_ms=now_ms, code="run-ended"), now_ms)
         elif row.state is S.INTENDED:
             tx.book(run_id, NOTHING.minus(row.reserved), NOTHING)
-            change(tx, row, S.LOST, ended_ms=now_ms, reserved=NOTHING, code="run-ended")
+            note(tx, change(tx, row, S.LOST, ended_ms=now_ms, reserved=NOTHING, code="run-ended"), now_ms)
 
 
-def change(tx: Transaction, row: ActionRecord, state: ActionState, **fields: Any) -> None:
-    """Move a row to another state, by the table of transitions."""
+def change(tx: Transaction, row: ActionRecord, state: ActionState, **fields: Any) -> ActionRecord:
+    """Move a row to another state, by the table of transitions; the row after it."""
     after = transition(row.state, event_for(row.state, state))
-    tx.change_action(row.state, msgspec.structs.replace(row, state=after, **fields))
+    changed = msgspec.structs.replace(row, state=after, **fields)
+    tx.change_action(row.state, changed)
+    return changed
 
 
 def found(tx: Transaction, run_id: str, call: int) -> ActionRecord:

@@ -153,6 +153,9 @@ class Act:
     confidence: int | None = None  # in percent, where the agent or a checker has said so
     shown: tuple[Reason, ...] = ()  # why it is held, as an approver was shown
     asked: int = 0  # how often it was escalated
+    seal: Callable[[Transaction], tuple[str, bytes]] | None = (
+        None  # makes the details beside the audit record
+    )
     is_changed: bool = False  # an approver changed the arguments
 
     @property

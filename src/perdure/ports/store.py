@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from perdure.core.actions import Account, ActionFilter, ActionRecord, ActionState, Budget, Served, Spend
 from perdure.core.approvals import Containment, GrantRecord, KeyRecord
+from perdure.core.audit import AuditRecord, AuditRow, Checkpoint
 from perdure.core.entries import AnyEntry, Entry
 from perdure.core.records import Mail, Question, RunFilter, RunRecord, Schedule, Status
 from perdure.core.values import Payload
@@ -267,6 +268,59 @@ class Transaction(Protocol):
 
     def containments(self) -> list[Containment]:
         """What is contained, by scope."""
+        ...
+
+    # -- the audit log
+    def audit(self, record: AuditRecord, *, sealed: bytes = b"", subject: str = "") -> int:
+        """Add a record to the log, with encrypted details beside it; its place, from 0."""
+        ...
+
+    def audit_node(self, level: int, place: int) -> bytes:
+        """The hash of a complete subtree of the log: of the leaves from ``place * 2**level`` on."""
+        ...
+
+    def audit_size(self) -> int:
+        """How many records there are."""
+        ...
+
+    def audit_head(self) -> tuple[int, bytes]:
+        """How many records there are, and the root over them (RFC 6962)."""
+        ...
+
+    def audit_rows(self, start: int = 0, end: int | None = None) -> Iterator[AuditRow]:
+        """Records from place ``start`` to before ``end``, in order."""
+        ...
+
+    def audit_of(self, run: str, call: int | None = None) -> list[AuditRow]:
+        """The records of a run, or of one of its actions."""
+        ...
+
+    def audit_sealed(self, place: int) -> tuple[str, bytes] | None:
+        """The subject and the encrypted details of a record."""
+        ...
+
+    def subject_key(self, subject: str) -> bytes | None:
+        """The encrypted key of a subject."""
+        ...
+
+    def put_subject_key(self, subject: str, key: bytes) -> None:
+        """Keep the encrypted key of a subject."""
+        ...
+
+    def drop_subject_key(self, subject: str) -> bool:
+        """Destroy the key of a subject; whether there was one."""
+        ...
+
+    def put_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Keep a signed head; one of the same size is replaced."""
+        ...
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Every signed head, by size."""
+        ...
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        """The newest signed head."""
         ...
 
 

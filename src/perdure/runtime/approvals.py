@@ -11,11 +11,13 @@ import msgspec
 from perdure.core import entries as e
 from perdure.core.actions import ActionRecord, ActionState
 from perdure.core.approvals import GrantRecord, KeyRecord
+from perdure.core.audit import AuditRecord
 from perdure.core.errors import ActionUnknownError, UsageError
 from perdure.core.principals import Principal
 from perdure.core.verdicts import Demand, Reason
 from perdure.engines.embedded import works
 from perdure.gateway import ledger
+from perdure.gateway.records import note
 from perdure.governance.claims import ActionClaim, claim_of, display
 from perdure.governance.grant_errors import GrantQuorumMissingError, GrantRoleMissingError, GrantUsedError
 from perdure.governance.grants import Decision, Granted, Statement, read_statement, statement_of, verify
@@ -25,6 +27,7 @@ from perdure.runtime.actions import parts
 if TYPE_CHECKING:
     from perdure.runtime.runtime import Runtime
 
+KID_SHOWN = 12  # characters of a key's id
 RUNTIME_ID = "runtime"  # the fact that holds the id of a data directory
 
 
@@ -180,6 +183,11 @@ class Approvals:
                 )
             grant = GrantRecord(jti=jti, run=run, call=call, token=token, at_ms=now_ms)
             works.submit_grant(tx, grant, ruling, now_ms=now_ms, limit=limit)
+            kids = ",".join(kid[:KID_SHOWN] for kid in found.kids)
+            text = f"{found.statement.decision}, SHA-256 {found.digest}, keys {kids}"
+            note(
+                tx, pending.record, now_ms, kind="granted", by=", ".join(found.persons), grant=jti, text=text
+            )
             state: Any = "waiting" if missing else "rejected" if is_reject else "released"
             return Submitted(state=state, persons=found.persons, missing=missing)
 
@@ -232,7 +240,7 @@ class Keys:
         Raises:
             UsageError: a key was revoked; a revoked key never counts again.
         """
-        del by
+        now_ms = self._runtime.now_ms()
 
         def work(tx: Transaction) -> None:
             revoked = {key.kid for key in tx.approver_keys() if key.revoked_ms is not None}
@@ -240,6 +248,8 @@ class Keys:
                 if key.kid in revoked:
                     raise UsageError(f"key `{key.kid}` was revoked; make a new one with `perdure keys new`")
                 tx.put_key(key)
+                text = f"registered for {key.person}: {', '.join(key.roles)}"
+                tx.audit(AuditRecord(kind="key", at_ms=now_ms, name=key.kid, by=by, note=text))
 
         await self._runtime.store.transact(work)
 
@@ -249,7 +259,6 @@ class Keys:
         Raises:
             UsageError: there is none, or several begin like that.
         """
-        del by, reason
         now_ms = self._runtime.now_ms()
 
         def work(tx: Transaction) -> KeyRecord:
@@ -260,6 +269,7 @@ class Keys:
                 )
             key = msgspec.structs.replace(found[0], revoked_ms=found[0].revoked_ms or now_ms)
             tx.put_key(key)
+            tx.audit(AuditRecord(kind="key", at_ms=now_ms, name=key.kid, by=by, note=f"revoked: {reason}"))
             return key
 
         return await self._runtime.store.transact(work)

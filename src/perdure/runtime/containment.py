@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from perdure.core.actions import ActionRecord
 from perdure.core.approvals import LEVELS, Containment, Level
+from perdure.core.audit import AuditRecord
 from perdure.core.errors import UsageError
 from perdure.core.ids import checked_name
 from perdure.engines.embedded.host import Host
@@ -83,14 +84,33 @@ class Containments:
             at_ms=self._runtime.now_ms(),
             until_ms=None if seconds is None else self._runtime.now_ms() + round(seconds * 1000),
         )
-        await self._runtime.store.transact(lambda tx: tx.contain(made))
+        record = AuditRecord(
+            kind="containment", at_ms=made.at_ms, name=made.scope, state=made.level, by=by, note=reason
+        )
+
+        def work(tx: Transaction) -> None:
+            tx.contain(made)
+            tx.audit(record)
+
+        await self._runtime.store.transact(work)
         return made
 
     async def lift(self, scope: str, *, by: str, reason: str = "") -> bool:
         """Take the containment of a scope away; whether there was one."""
         checked_name("who decides", by)
-        del reason
-        return await self._runtime.store.transact(lambda tx: tx.lift(checked_scope(scope)))
+        now_ms = self._runtime.now_ms()
+
+        def work(tx: Transaction) -> bool:
+            was = tx.lift(checked_scope(scope))
+            if was:
+                tx.audit(
+                    AuditRecord(
+                        kind="containment", at_ms=now_ms, name=scope, state="lifted", by=by, note=reason
+                    )
+                )
+            return was
+
+        return await self._runtime.store.transact(work)
 
     async def kill(self, scope: str, *, by: str, reason: str, grace: float = GRACE_S) -> KillReport:
         """Stop a scope: new actions are refused at once, its runs end, their workers lose their leases.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -11,6 +11,25 @@ from perdure.agents.codec import to_json
 from perdure.core import entries as e
 from perdure.core.errors import ForkInvalidError
 from perdure.core.values import pack
+from perdure.engines.embedded import works
+
+if TYPE_CHECKING:
+    from perdure.runtime.runtime import Runtime
+
+
+async def fork(runtime: Runtime, run: str, at: int, changes: Mapping[int, Any], *, chance: int) -> str:
+    """Start a new run from the first ``at`` entries of another; its id.
+
+    Raises:
+        ForkInvalidError: no such entry, or it has nothing to change.
+    """
+    journal = runtime.run(run).journal(limit=max(0, at))
+    replaced = changed_entries(run, journal, changes, at, runtime.settings.payload_bytes_max)
+    now_ms, new_id = runtime.now_ms(), runtime.new_id()
+    await runtime.store.transact(
+        lambda tx: works.fork(tx, run, new_id, at, replaced, chance=chance, now_ms=now_ms)
+    )
+    return new_id
 
 
 def changed_entries(

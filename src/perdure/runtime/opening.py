@@ -9,8 +9,10 @@ from pathlib import Path
 from perdure.core.limits import Settings
 from perdure.gateway.gates.case import Gate
 from perdure.gateway.governance import Governance
+from perdure.gateway.vault import Vault
 from perdure.ports import Store
 from perdure.runtime.approvals import runtime_id
+from perdure.runtime.auditing import LogKeys, log_keys, origin_of
 from perdure.runtime.datadir import DataDirLock, database_of, prepare
 from perdure.runtime.system import SystemEntropy
 from perdure.stores.sqlite import SqliteStore
@@ -39,8 +41,14 @@ async def opened(folder: Path, settings: Settings, *, beside: bool) -> AsyncIter
             lock.release()
 
 
-async def governance_of(store: Store, gates: Sequence[Gate]) -> Governance:
-    """The gates of a runtime on this store."""
-    fresh = f"{SystemEntropy().bits(ID_BITS):020x}"
+async def governance_of(store: Store, folder: Path, gates: Sequence[Gate]) -> tuple[Governance, LogKeys]:
+    """The gates of a runtime on this store, and the keys of its audit log.
+
+    Raises:
+        DataDirInvalidError: the keys cannot be read or made.
+    """
+    entropy = SystemEntropy()
+    fresh = f"{entropy.bits(ID_BITS):020x}"
     audience = await store.transact(lambda tx: runtime_id(tx, fresh))
-    return Governance(gates, audience=audience)
+    keys = log_keys(folder, origin_of(audience))
+    return Governance(gates, audience=audience, vault=Vault(keys.master, entropy)), keys

@@ -25,12 +25,13 @@ from perdure.engines.embedded.engine import SEED_BITS
 from perdure.engines.embedded.watch import Live
 from perdure.gateway.gates.case import Gate
 from perdure.ports import Clock, Entropy, Secrets, Store, Telemetry, Toolset
+from perdure.runtime import forks
 from perdure.runtime.actions import Actions
 from perdure.runtime.agent_tools import AgentsToolset
 from perdure.runtime.approvals import Approvals, Keys
+from perdure.runtime.auditing import Audit, signing
 from perdure.runtime.config import settings_from
 from perdure.runtime.containment import Containments
-from perdure.runtime.forks import changed_entries
 from perdure.runtime.handle import Answerable, RunHandle
 from perdure.runtime.opening import governance_of, opened
 from perdure.runtime.outside import World, reach
@@ -66,8 +67,9 @@ class Runtime:
         self.undoing = Undoing()
         self.approvals = Approvals(self)
         self.keys = Keys(self)
+        self.audit = Audit(self)
         self._clock = clock
-        self._entropy = entropy
+        self.entropy = entropy
 
     # -- opening
     @classmethod
@@ -111,7 +113,7 @@ class Runtime:
         known = {**known, undoing.agent.name: undoing.agent}
         world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
         async with opened(folder, chosen, beside=beside) as store, contextlib.aclosing(undoing):
-            governance = await governance_of(store, gates)
+            governance, keys = await governance_of(store, folder, gates)
             reached = reach(
                 world, known, folder=folder, settings=chosen, telemetry=telemetry, governance=governance
             )
@@ -119,8 +121,11 @@ class Runtime:
                 store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached
             ) as runtime:
                 own.runtime = undoing.runtime = runtime
-                runtime.undoing = undoing
-                yield runtime
+                runtime.undoing, runtime.audit.keys = undoing, keys
+                async with (
+                    contextlib.nullcontext() if beside else signing(store, keys.signer, runtime.now_ms)
+                ):
+                    yield runtime
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -202,11 +207,11 @@ class Runtime:
         payload, blobs = pack(data, self.settings.payload_bytes_max)
         now_ms = self._clock.now_ms()
         new = works.NewRun(
-            id=run_id(now_ms, self._entropy.bits(60)),
+            id=run_id(now_ms, self.entropy.bits(60)),
             agent=definition.name,
             version=definition.version,
             input=payload,
-            chance=self._entropy.bits(SEED_BITS),
+            chance=self.entropy.bits(SEED_BITS),
             blobs=blobs,
             session=None if session is None else checked_name("a session", session),
             idempotency_key=None
@@ -320,14 +325,7 @@ class Runtime:
         Raises:
             ForkInvalidError: no such entry, or it has nothing to change.
         """
-        journal = self.run(run).journal(limit=max(0, at))
-        replaced = changed_entries(run, journal, changes or {}, at, self.settings.payload_bytes_max)
-        now_ms = self._clock.now_ms()
-        new_id = run_id(now_ms, self._entropy.bits(60))
-        chance = self._entropy.bits(SEED_BITS)
-        await self.store.transact(
-            lambda tx: works.fork(tx, run, new_id, at, replaced, chance=chance, now_ms=now_ms)
-        )
+        new_id = await forks.fork(self, run, at, changes or {}, chance=self.entropy.bits(SEED_BITS))
         self.look_after([new_id])
         return RunHandle(self, new_id)
 
@@ -396,7 +394,7 @@ class Runtime:
 
     def new_id(self) -> str:
         """An id that nothing else has."""
-        return run_id(self._clock.now_ms(), self._entropy.bits(60))
+        return run_id(self._clock.now_ms(), self.entropy.bits(60))
 
     def look_after(self, touched: list[str]) -> None:
         """Something happened to these runs."""
