@@ -13,6 +13,7 @@ from perdure.core.entries import AnyEntry, Entry, decode_entry, encode_entry
 from perdure.core.errors import FenceError, JournalCorruptError
 from perdure.core.records import RunFilter, RunRecord, Status
 from perdure.stores.sqlite.approvals import ApprovalTables
+from perdure.stores.sqlite.audit import AuditTables
 from perdure.stores.sqlite.ledger import LedgerTables
 
 _COLUMNS = (
@@ -53,7 +54,7 @@ WHERE id = ?1 AND fence = ?5 AND status = 'running'
 """
 
 
-class SqliteTransaction(LedgerTables, ApprovalTables):
+class SqliteTransaction(LedgerTables, ApprovalTables, AuditTables):
     """The ``Transaction`` port on one SQLite connection, inside a transaction that the caller has begun."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:

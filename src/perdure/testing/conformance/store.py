@@ -235,4 +235,5 @@ CASES = (
     blobs_come_back_whole,
     *store_queue.CASES,
     *store_ledger.CASES,
+    *store_audit.CASES,
 )
