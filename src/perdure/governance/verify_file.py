@@ -19,13 +19,17 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from hashlib import sha256, sha512
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 FORMAT = "perdure-audit/1"
 PROOF_FORMAT = "perdure-audit-proof/1"
 LINE_BYTES_MAX = 256 * 1024  # a record has 64 KiB at most, a note too
+EMPTY = sha256(b"").digest()  # the root of no records
+GAPS_MAX = 1_000  # looked through for each record that comes late
 FINDINGS_MAX = 20  # of one sort: whoever changed more changed everything
 LEAF = re.compile(rb'\{"hash":"([0-9a-f]{64})","index":(0|[1-9][0-9]{0,18}),"leaf":(\{.*\})\}\n?').fullmatch
 
@@ -50,8 +54,7 @@ def times(number: int, point: Point) -> Point:
     """A multiple of a point."""
     found: Point = (0, 1, 1, 0)
     while number:
-        if number & 1:
-            found = add(found, point)
+        found = add(found, point) if number & 1 else found
         point, number = add(point, point), number >> 1
     return found
 
@@ -75,31 +78,22 @@ BASE = point_of((4 * pow(5, P - 2, P) % P).to_bytes(32, "little")) or (0, 1, 1, 
 
 def is_signed(public: bytes, message: bytes, signature: bytes) -> bool:
     """Whether an Ed25519 signature is good (RFC 8032, 5.1.7)."""
-    if len(public) != 32 or len(signature) != 64:
-        return False
     key, commitment = point_of(public), point_of(signature[:32])
     number = int.from_bytes(signature[32:], "little")
-    if key is None or commitment is None or number >= Q:
+    if key is None or commitment is None or number >= Q or (len(public), len(signature)) != (32, 64):
         return False
-    challenge = int.from_bytes(sha512(signature[:32] + public + message).digest(), "little") % Q
+    challenge = int.from_bytes(sha512(signature[:32] + public + message).digest(), "little")
     left, right = times(number, BASE), add(commitment, times(challenge, key))
-    return not (
-        (left[0] * right[2] - right[0] * left[2]) % P or (left[1] * right[2] - right[1] * left[2]) % P
-    )
+    return all((left[axis] * right[2] - right[axis] * left[2]) % P == 0 for axis in (0, 1))
 
 
 # -- notes and checkpoints
 class Key(NamedTuple):
-    """A verifier key; type 1 signs, type 4 cosigns."""
+    """A verifier key, and the id that stands before its signatures."""
 
     name: str
-    kind: int
+    key_id: bytes
     public: bytes
-
-    @property
-    def key_id(self) -> bytes:
-        """The hint that stands before its signatures."""
-        return sha256(self.name.encode() + b"\n" + bytes([self.kind]) + self.public).digest()[:4]
 
 
 class Head(NamedTuple):
@@ -109,7 +103,7 @@ class Head(NamedTuple):
     size: int
     root: bytes
     body: str
-    signatures: tuple[tuple[str, bytes, bytes], ...]  # name, key id, signature
+    signatures: list[tuple[str, bytes, bytes]]  # name, key id, signature
 
 
 class Finding(NamedTuple):
@@ -124,10 +118,10 @@ def read_key(text: str) -> Key:
     """The key of a verifier key text; ``ValueError`` if it is none."""
     name, key_id, data = text.strip().split("+", 2)
     raw = base64.b64decode(data, validate=True)
-    key = Key(name, raw[0] if raw else 0, raw[1:])
-    if key.kind not in (1, 4) or len(key.public) != 32 or key.key_id.hex() != key_id:
+    found = sha256(f"{name}\n".encode() + raw).digest()[:4]
+    if len(raw) != 33 or raw[0] not in (1, 4) or found.hex() != key_id:  # 1 signs, 4 cosigns
         raise ValueError("no Ed25519 verifier key, or its id does not fit")
-    return key
+    return Key(name, found, raw[1:])
 
 
 def read_head(note: str) -> Head:
@@ -137,14 +131,11 @@ def read_head(note: str) -> Head:
     data = base64.b64decode(root, validate=True)
     if not gap or not origin or len(data) != 32 or not re.fullmatch("0|[1-9][0-9]{0,18}", size, re.ASCII):
         raise ValueError("no checkpoint: expected origin, size, root, an empty line and signatures")
-    signatures = []
-    for line in lines.splitlines():
-        dash, name, data_text = line.split(" ")
-        raw = base64.b64decode(data_text, validate=True)
-        if dash != "—":
-            raise ValueError("no signature line")
+    signatures = list[tuple[str, bytes, bytes]]()
+    for _, name, encoded in (line.split(" ") for line in lines.splitlines()):
+        raw = base64.b64decode(encoded, validate=True)
         signatures.append((name, raw[:4], raw[4:]))
-    return Head(origin, int(size), data, body + "\n", tuple(signatures))
+    return Head(origin, int(size), data, body + "\n", signatures)
 
 
 def signed_by(head: Head, key: Key) -> str:
@@ -174,43 +165,35 @@ class Tree:
     """Grows leaf by leaf; keeps the right edge only."""
 
     def __init__(self) -> None:
-        self.size = 0
-        self.edge: list[bytes] = []
+        self.size, self.edge = 0, list[bytes]()
 
     def append(self, leaf: bytes) -> None:
         """One more leaf hash."""
-        bits = self.size
+        bits, self.size = self.size, self.size + 1
         while bits & 1:
-            leaf = sha256(b"\x01" + self.edge.pop() + leaf).digest()
-            bits >>= 1
+            leaf, bits = sha256(b"\x01" + self.edge.pop() + leaf).digest(), bits >> 1
         self.edge.append(leaf)
-        self.size += 1
 
     @property
     def root(self) -> bytes:
         """The root now."""
-        root = self.edge[-1] if self.edge else sha256(b"").digest()
-        for left in reversed(self.edge[:-1]):
-            root = sha256(b"\x01" + left + root).digest()
-        return root
+        return reduce(
+            lambda right, left: sha256(b"\x01" + left + right).digest(), reversed(self.edge or [EMPTY])
+        )
 
 
 def is_included(leaf: bytes, index: int, size: int, proof: Iterable[bytes], root: bytes) -> bool:
     """Whether a leaf hash is in the tree (RFC 9162, 2.1.3.2)."""
     place, last = index, size - 1
-    if not 0 <= index < size:
-        return False
     for sibling in proof:
-        if last == 0:
+        if last <= 0:
             return False
-        if place & 1 or place == last:
-            leaf = sha256(b"\x01" + sibling + leaf).digest()
-            while place and not place & 1:
-                place, last = place >> 1, last >> 1
-        else:
-            leaf = sha256(b"\x01" + leaf + sibling).digest()
+        is_right = place & 1 or place == last
+        leaf = sha256(b"\x01" + (sibling + leaf if is_right else leaf + sibling)).digest()
+        while is_right and place and not place & 1:
+            place, last = place >> 1, last >> 1
         place, last = place >> 1, last >> 1
-    return last == 0 and leaf == root
+    return last == 0 <= index < size and leaf == root
 
 
 # -- the exported file
@@ -223,29 +206,23 @@ class Order:
     def see(self, index: int) -> None:
         """One more record."""
         if index >= self.next:
-            if index > self.next:
+            if index > self.next and len(self.gaps) < GAPS_MAX:
                 self.gaps.append(range(self.next, index))
             self.next = index + 1
-            return
-        at = next((at for at, gap in enumerate(self.gaps) if index in gap), None)
-        if at is None:
-            self.again.append(index)
-            return
-        gap = self.gaps[at]
-        self.gaps[at : at + 1] = [
-            part for part in (range(gap.start, index), range(index + 1, gap.stop)) if part
-        ]
-        self.late.append(index)
+            return None
+        for at, gap in enumerate(self.gaps):
+            if index in gap:
+                self.gaps[at : at + 1] = filter(None, (range(gap.start, index), range(index + 1, gap.stop)))
+                return self.late.append(index)
+        return self.again.append(index)
 
     def findings(self) -> Iterator[Finding]:
         """What that means."""
-        for gap in self.gaps[:FINDINGS_MAX]:
-            some = f"record {gap.start} is" if len(gap) == 1 else f"records {gap.start} to {gap[-1]} are"
-            yield Finding("missing", f"{some} missing", gap.start)
-        for index in sorted(self.late)[:FINDINGS_MAX]:
-            yield Finding("reordered", f"record {index} is not in its place", index)
-        for index in self.again[:FINDINGS_MAX]:
-            yield Finding("inserted", f"there is a second record {index}", index)
+        gone = ((gap.start, f"of the records {gap.start} to {gap[-1]} none is there") for gap in self.gaps)
+        late = ((index, f"record {index} is not in its place") for index in sorted(self.late))
+        again = ((index, f"there is a second record {index}") for index in self.again)
+        for code, found in (("missing", gone), ("reordered", late), ("inserted", again)):
+            yield from (Finding(code, message, index) for index, message in islice(found, FINDINGS_MAX))
 
 
 class Check:
@@ -257,14 +234,17 @@ class Check:
         self.beside = Tree()  # over the hashes as they stand beside the records, from the first wrong one on
         self.is_beside_signed = False  # so the wrong records are those that do not have these hashes
         self.has_begun = self.has_moved = False
-        self.findings: list[Finding] = []
-        self.edited: list[int] = []
+        self.findings, self.edited = list[Finding](), list[int]()
         self.good = 0  # the largest size at which the file is what the log signed
         self.bad: int | None = None  # the smallest at which it is not
 
+    def found(self, code: str, message: str, record: int | None = None) -> None:
+        """Note what was found."""
+        self.findings.append(Finding(code, message, record))
+
     def read(self, lines: Iterable[bytes]) -> None:
         """Every line of the file."""
-        self.compare_due()
+        self.compare(self.heads)
         for number, line in enumerate(lines, start=1):
             match = LEAF(line)
             if match is None:
@@ -281,7 +261,7 @@ class Check:
                 self.beside.append(bytes.fromhex(claimed.decode()))
             self.tree.append(hashed.digest())
             if self.tree.size in self.due:
-                self.compare_due()
+                self.compare(self.heads)
 
     def other(self, number: int, line: bytes) -> None:
         """A line that is no record: the beginning of the file, or a checkpoint."""
@@ -289,71 +269,51 @@ class Check:
             found = json.loads(line)
             if number > 1 or "checkpoint" in found:
                 self.embedded(read_head(found["checkpoint"]))
-            elif found["format"] == FORMAT and found["origin"] == self.key.name:
-                self.has_begun = True
+            else:
+                self.has_begun = found["format"] == FORMAT and found["origin"] == self.key.name
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            message = f"line {number} is neither a record nor a checkpoint"
-            self.findings.append(Finding("malformed", message, self.tree.size))
+            self.found("malformed", f"line {number} is neither a record nor a checkpoint", self.tree.size)
 
     def embedded(self, head: Head) -> None:
         """A checkpoint in the file; it stands after the last record that it speaks of."""
-        why = signed_by(head, self.key)
+        why, size = signed_by(head, self.key), self.tree.size
         if why:
-            message = f"a checkpoint in the export, of {head.size} records: {why}"
-            self.findings.append(Finding("checkpoint", message))
-        elif head.size == self.tree.size:
-            self.compare(head)
-        elif not self.has_moved:
+            self.found("checkpoint", f"a checkpoint in the export, of {head.size} records: {why}")
+        elif head.size != size and not self.has_moved:
             self.has_moved = True
-            message = f"the checkpoint of {head.size} records stands after {self.tree.size}: some were removed or added"
-            self.findings.append(Finding("moved", f"{message}, from {self.good} on", self.good))
+            self.found("moved", f"a checkpoint of {head.size} records stands after {size}", self.good)
+        self.compare([] if why else [head])
 
-    def compare_due(self) -> None:
-        """The checkpoints from outside that speak of this size."""
-        for head in self.heads:
-            if head.size == self.tree.size:
-                self.compare(head)
-                self.is_beside_signed |= bool(self.edited) and self.beside.root == head.root
-
-    def compare(self, head: Head) -> None:
+    def compare(self, heads: list[Head]) -> None:
         """Whether the file, as far as it was read, is what the log signed."""
-        if self.tree.root == head.root:
-            self.good = max(self.good, head.size)
-        else:
-            self.bad = head.size if self.bad is None else min(self.bad, head.size)
+        for head in heads:
+            if head.size == self.tree.size and head.root == self.tree.root:
+                self.good = max(self.good, head.size)
+            elif head.size == self.tree.size:
+                self.bad = head.size if self.bad is None else min(self.bad, head.size)
+                self.is_beside_signed |= bool(self.edited) and self.beside.root == head.root
 
     def end(self) -> list[Finding]:
         """What was found."""
-        size, findings = self.tree.size, [*self.findings[:FINDINGS_MAX], *self.order.findings()]
+        size, signed = self.tree.size, max(self.due, default=0)
+        self.findings[FINDINGS_MAX:] = self.order.findings()
         if not self.has_begun:
-            message = (
-                f"the export does not begin with its format, `{FORMAT}`, and the origin `{self.key.name}`"
-            )
-            findings.append(Finding("origin", message))
+            self.found("origin", f"the file does not begin with the format `{FORMAT}` and its origin")
         text = "was edited" if self.is_beside_signed else "does not have the hash that stands beside it"
-        findings += [Finding("edited", f"record {at} {text}", at) for at in self.edited[:FINDINGS_MAX]]
-        missing = sum(len(gap) for gap in self.order.gaps)
-        signed = max(self.due, default=0)
-        if size + missing < signed:
-            message = f"the file ends after {size} records and {signed} were signed: it was truncated or rolled back"
-            findings.append(Finding("truncated", message, size))
+        for at in self.edited[:FINDINGS_MAX]:
+            self.found("edited", f"record {at} {text}", at)
+        if size + sum(len(gap) for gap in self.order.gaps) < signed:
+            self.found("truncated", f"{signed} records were signed and the file ends after {size}", size)
         if self.bad is not None:
-            where = self.edited[0] if self.is_beside_signed else None
-            message = f"the records do not give the root that the log signed for {self.bad} of them"
-            if where is None:
-                message += (
-                    f"; the first wrong one is between {min(self.good, self.bad - 1)} and {self.bad - 1}"
-                )
-            findings.append(Finding("root", message, where))
+            text = f"the records do not give the root that the log signed for {self.bad} of them"
+            if not self.is_beside_signed:
+                text += f"; the first wrong one is one of {min(self.good, self.bad - 1)} to {self.bad - 1}"
+            self.found("root", text, self.edited[0] if self.is_beside_signed else None)
             if self.good >= self.bad:
-                message = (
-                    f"the log signed {self.good} records that fit and {self.bad} that do not: two histories"
-                )
-                findings.append(Finding("fork", message))
+                self.found("fork", f"the log signed {self.good} records that fit and {self.bad} that do not")
         elif size > max(self.good, signed):
-            message = f"no checkpoint covers the records from {max(self.good, signed)} on"
-            findings.append(Finding("uncovered", message, max(self.good, signed)))
-        return findings
+            self.found("uncovered", "no checkpoint covers the records from here on", max(self.good, signed))
+        return self.findings
 
 
 def check_head(note: str, key: Key, witnesses: Iterable[Key], what: str) -> tuple[list[Head], list[Finding]]:
@@ -365,8 +325,8 @@ def check_head(note: str, key: Key, witnesses: Iterable[Key], what: str) -> tupl
     why = signed_by(head, key)
     if why:
         return [], [Finding("origin" if head.origin != key.name else "signature", f"{what}: {why}")]
-    reasons = [cosigned_by(head, witness) for witness in witnesses]
-    return [head], [Finding("witness", f"{what}: {why}") for why in reasons if why]
+    reasons = filter(None, (cosigned_by(head, witness) for witness in witnesses))
+    return [head], [Finding("witness", f"{what}: {why}") for why in reasons]
 
 
 def check_export(
@@ -380,8 +340,7 @@ def check_export(
     roots: dict[int, bytes] = {}
     for head in heads:
         if roots.setdefault(head.size, head.root) != head.root:
-            message = f"the log signed two different histories of {head.size} records"
-            findings.append(Finding("fork", message))
+            findings.append(Finding("fork", f"the log signed two histories of {head.size} records"))
     check = Check(key, heads)
     check.read(lines)
     return check.tree.size, findings + check.end()
@@ -398,18 +357,10 @@ def check_proof(bundle: str, key: Key, witnesses: Iterable[Key] = ()) -> list[Fi
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [Finding("malformed", f"the bundle is no proof: {error}")]
     heads, findings = check_head(note, key, witnesses, "the checkpoint")
-    for head in heads:
-        if not is_included(sha256(b"\x00" + leaf).digest(), index, head.size, proof, head.root):
-            findings.append(
-                Finding("proof", f"the record is not record {index} of the {head.size} signed", index)
-            )
+    hashed = sha256(b"\x00" + leaf).digest()
+    if any(not is_included(hashed, index, head.size, proof, head.root) for head in heads):
+        findings.append(Finding("proof", f"it is not record {index} of those that were signed", index))
     return findings
-
-
-def lines_of(path: str) -> Iterator[bytes]:
-    """The lines of a file; one that is too long comes in parts, which are no records."""
-    with Path(path).open("rb") as file:
-        yield from iter(lambda: file.readline(LINE_BYTES_MAX), b"")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -421,25 +372,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--witness", action="append", default=[], help="a witness that must have cosigned")
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
     chosen = parser.parse_args(arguments)
-    if len(chosen.files) != (2 if chosen.proof else 3):
-        parser.error("expected export, checkpoint and key, or with --proof bundle and key")
     try:
+        if len(chosen.files) != (2 if chosen.proof else 3):
+            raise ValueError("expected export, checkpoint and key; with --proof, bundle and key")
         key = read_key(Path(chosen.files[-1]).read_text("utf-8"))
         witnesses = [read_key(Path(path).read_text("utf-8")) for path in chosen.witness]
         if chosen.proof:
             size, findings = 1, check_proof(Path(chosen.files[0]).read_text("utf-8"), key, witnesses)
         else:
             note, *seen = (Path(path).read_text("utf-8") for path in (chosen.files[1], *chosen.seen))
-            size, findings = check_export(lines_of(chosen.files[0]), note, key, seen, witnesses)
+            with Path(chosen.files[0]).open("rb") as file:
+                lines = iter(lambda: file.readline(LINE_BYTES_MAX), b"")  # a longer one comes in parts
+                size, findings = check_export(lines, note, key, seen, witnesses)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"the check could not be made: {error}\n")
         return 2
+    verdict = f"{size} record(s) of `{key.name}`: {'NOT ' if findings else ''}as signed"
+    shown = [*(f"{item.code}: {item.message}" for item in findings), verdict]
     if chosen.json:
-        rows = [{"code": item.code, "message": item.message, "record": item.record} for item in findings]
-        sys.stdout.write(json.dumps({"ok": not rows, "records": size, "findings": rows}) + "\n")
-    else:
-        sys.stdout.writelines(f"{item.code}: {item.message}\n" for item in findings)
-        sys.stdout.write(f"{size} record(s) of `{key.name}`: {'NOT ' if findings else ''}as signed\n")
+        rows = [item._asdict() for item in findings]
+        shown = [json.dumps({"ok": not rows, "records": size, "findings": rows})]
+    sys.stdout.write("\n".join(shown) + "\n")
     return 1 if findings else 0
 
 

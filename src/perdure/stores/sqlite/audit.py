@@ -133,6 +133,7 @@ class AuditTables(SideTables):
 
     def drop_subject_key(self, subject: str) -> bool:
         """Erase a subject: its key, and its name beside the sealed details; whether there was a key."""
+        (before,) = self._execute("PRAGMA secure_delete").fetchone()
         self._execute("PRAGMA secure_delete = ON")  # freed bytes are overwritten, not only unlinked
         try:
             dropped = self._execute("DELETE FROM subject_keys WHERE subject = ?", (subject,)).rowcount
@@ -140,5 +141,5 @@ class AuditTables(SideTables):
                 "UPDATE audit_sealed SET subject = '' WHERE subject = ? AND subject <> ''", (subject,)
             )
         finally:
-            self._execute("PRAGMA secure_delete = OFF")
+            self._execute(f"PRAGMA secure_delete = {('OFF', 'ON', 'FAST')[before]}")
         return bool(dropped)
