@@ -132,7 +132,7 @@ def read_head(note: str) -> Head:
     if not gap or not origin or len(data) != 32 or not re.fullmatch("0|[1-9][0-9]{0,18}", size, re.ASCII):
         raise ValueError("no checkpoint: expected origin, size, root, an empty line and signatures")
     signatures = list[tuple[str, bytes, bytes]]()
-    for _, name, encoded in (line.split(" ") for line in lines.splitlines()):
+    for name, encoded in (line.removeprefix("— ").split(" ") for line in lines.splitlines()):
         raw = base64.b64decode(encoded, validate=True)
         signatures.append((name, raw[:4], raw[4:]))
     return Head(origin, int(size), data, body + "\n", signatures)
