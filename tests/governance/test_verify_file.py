@@ -15,6 +15,7 @@ from perdure.governance import verify_file
 from perdure.governance.checkpoints import checkpoint, sign_checkpoint
 from perdure.governance.exports import export_lines, prove
 from perdure.governance.merkle import leaf_hash
+from perdure.stores.sqlite.maintenance import integrity
 from tests.governance.logs import LOG, ORIGIN, THIEF, WITNESS, AuditedLog, cosigned, verify
 
 SIZE = 40
@@ -38,9 +39,7 @@ def is_record(line: bytes) -> bool:
 def records(export: bytes) -> tuple[list[bytes], dict[int, int]]:
     """The lines, and where each record is among them."""
     lines = export.splitlines(keepends=True)
-    return lines, {
-        number: at for number, at in enumerate(at for at, line in enumerate(lines) if is_record(line))
-    }
+    return lines, dict(enumerate(at for at, line in enumerate(lines) if is_record(line)))
 
 
 def numbered(lines: list[bytes]) -> bytes:
@@ -334,3 +333,17 @@ def test_many_wrong_lines_are_told_shortly(log: AuditedLog, tmp_path: Path) -> N
     found = verify(tmp_path / "check", b"".join(backwards), log.tx.latest_checkpoint())
     assert "reordered" in found["codes"]
     assert len(found["findings"]) < 100
+
+
+@pytest.mark.parametrize(("statement", "word"), [
+    ("UPDATE audit_leaves SET leaf = zeroblob(9) WHERE place = 23", "record 23 of the audit log was changed"),
+    ("DELETE FROM audit_leaves WHERE place = 23", "record 23 of the audit log is missing"),
+    ("DELETE FROM audit_leaves WHERE place > 38", "the head of the audit log"),
+    ("UPDATE audit_hashes SET hash = zeroblob(32) WHERE level = 2 AND place = 3", "hash 3 on level 2"),
+    ("DELETE FROM audit_head", "the head of the audit log"),
+])  # fmt: skip
+def test_damage_is_found_by_the_integrity_check(log: AuditedLog, statement: str, word: str) -> None:
+    assert integrity(log.path) == []
+    log.connection.execute(statement)
+    (problem,) = integrity(log.path)
+    assert word in problem

@@ -88,7 +88,7 @@ def parse_checkpoint(note: str | Note) -> Checkpoint:
     origin, *rest = body[:-1].split("\n")
     if len(rest) < 2 or not all((origin, *rest)):
         raise AuditInvalidError("the checkpoint is malformed: expected origin, size and root")
-    size, root = _size(rest[0]), _hash(rest[1])
+    size, root = read_size(rest[0]), read_hash(rest[1])
     if size is None or root is None or (size == 0 and root != EMPTY_ROOT):
         raise AuditInvalidError("the checkpoint is malformed: its size or root is not one", origin=origin)
     return Checkpoint(origin, size, root, tuple(rest[2:]))
@@ -159,12 +159,14 @@ def _cosigned(body: str, time_s: int) -> bytes:
     return f"cosignature/v1\ntime {time_s}\n{body}".encode()
 
 
-def _size(text: str) -> int | None:
+def read_size(text: str) -> int | None:
+    """A tree size as the formats write it: decimal, without leading zeroes."""
     is_number = text.isascii() and text.isdigit() and len(text) <= _SIZE_DIGITS_MAX
     return int(text) if is_number and (text == "0" or text[0] != "0") else None
 
 
-def _hash(text: str) -> bytes | None:
+def read_hash(text: str) -> bytes | None:
+    """A hash as the formats write it: base64 (RFC 4648, section 4), in the one way there is."""
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

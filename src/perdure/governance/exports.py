@@ -36,6 +36,22 @@ _ACTIVITY_NAMES = {
     4: "Delete",
     99: "Invoke",
 }  # a tool is called; whether it reads or writes is not known
+_CONTROL = {
+    "": (3, 17),
+    "allow": (1, 1),
+    "modify": (4, 11),
+    "hold": (4, 14),
+    "deny": (2, 2),
+}  # action, disposition
+_DISPOSITIONS = {
+    1: "Allowed",
+    2: "Blocked",
+    8: "Approved",
+    11: "Corrected",
+    14: "Delayed",
+    17: "Logged",
+    25: "Rejected",
+}
 _FAILED = frozenset({"failed", "lost", "refused", "unknown"})
 
 
@@ -157,18 +173,12 @@ def _status(record: AuditRecord) -> dict[str, Any]:
 
 
 def _control(record: AuditRecord) -> dict[str, Any]:
-    """What the gates did: allowed or denied, and how (profile ``security_control``)."""
-    if record.kind == "granted":
-        return {"action_id": 1, "disposition_id": 8, "disposition": "Approved"}
-    if record.kind in ("rejected", "expired"):
-        return {"action_id": 2, "disposition_id": 25, "disposition": "Rejected"}
-    if record.verdict == "hold":
-        return {"action_id": 2, "disposition_id": 14, "disposition": "Delayed"}
-    if record.verdict == "deny":
-        return {"action_id": 2, "disposition_id": 2, "disposition": "Blocked"}
-    if record.verdict in ("allow", "modify"):
-        return {"action_id": 1, "disposition_id": 1, "disposition": "Allowed"}
-    return {"action_id": 0, "disposition_id": 17, "disposition": "Logged"}
+    """What the gates did: allowed, denied, modified or only observed, and how (profile ``security_control``)."""
+    if record.kind in ("granted", "rejected", "expired"):
+        action, disposition = (1, 8) if record.kind == "granted" else (2, 25)
+    else:
+        action, disposition = _CONTROL[record.verdict]
+    return {"action_id": action, "disposition_id": disposition, "disposition": _DISPOSITIONS[disposition]}
 
 
 # -- DSSE

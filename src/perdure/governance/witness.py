@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from perdure.core.errors import AuditInvalidError
 from perdure.governance.checkpoints import (
     Checkpoint,
-    _hash,
-    _size,
+    read_hash,
+    read_size,
     cosign,
     open_checkpoint,
     parse_checkpoint,
@@ -74,8 +74,8 @@ def parse_submission(text: str) -> Submission:
     """
     head, gap, note = text.partition("\n\n")
     first, *lines = head.split("\n")
-    old = _size(first.removeprefix("old ")) if first.startswith("old ") else None
-    proof = tuple(_hash(line) for line in lines)
+    old = read_size(first.removeprefix("old ")) if first.startswith("old ") else None
+    proof = tuple(read_hash(line) for line in lines)
     if not gap or old is None or len(proof) > PROOF_HASHES_MAX:
         raise AuditInvalidError(
             "the submission is malformed: expected `old SIZE`, hashes, an empty line, a note"

@@ -132,7 +132,7 @@ def witness_app(
         if isinstance(answer, Cosigned):
             return PlainTextResponse(answer.line)
         if answer.status == 409:
-            return Response(f"{answer.size}\n", 409, media_type=SIZE)
+            return Response(f"{answer.size}\n", 409, headers={"content-type": SIZE})
         return PlainTextResponse(f"{answer.code}: {answer.message}\n", answer.status)
 
     async def latest(request: Request) -> Response:
