@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from perdure.core.errors import AuditInvalidError
 from perdure.governance.checkpoints import (
     Checkpoint,
-    read_hash,
-    read_size,
     cosign,
     open_checkpoint,
     parse_checkpoint,
+    read_hash,
+    read_size,
 )
 from perdure.governance.merkle import PROOF_HASHES_MAX, Proof, verify_consistency
 from perdure.governance.notes import VerifierKey, parse_note
