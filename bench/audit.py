@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from perdure.core.audit import AuditRecord
 from perdure.governance import verify_file
 from perdure.governance.checkpoints import checkpoint, sign_checkpoint
-from perdure.governance.exports import export_lines
+from perdure.governance.exports import export_lines, paged
 from perdure.governance.merkle import inclusion_proof, leaf_hash, verify_inclusion
 from perdure.governance.notes import VerifierKey
 from perdure.stores.sqlite import SqliteStore
@@ -120,14 +120,10 @@ def _verify(directory: Path, store: SqliteStore, note: str) -> dict[str, float]:
     """Export everything, then run the verifier on its own, as an auditor does."""
     export = directory / "export.jsonl"
     began = time.perf_counter()
-
-    def leaves(tx: Any) -> Any:
-        size, _ = tx.audit_head()
-        for after in range(-1, size - 1, PAGE):
-            yield from tx.audit_records(after, PAGE)
-
     with export.open("wb") as file:
-        store.read(lambda tx: file.writelines(export_lines(ORIGIN, leaves(tx), tx.checkpoints())))
+        store.read(
+            lambda tx: file.writelines(export_lines(ORIGIN, paged(tx.audit_records), tx.checkpoints()))
+        )
     exported = time.perf_counter()
     (directory / "checkpoint.txt").write_text(note)
     (directory / "public.key").write_text(VerifierKey.of(ORIGIN, KEY).text)

@@ -21,6 +21,7 @@ from perdure.governance.exports import (
     ocsf,
     open_envelope,
     pae,
+    paged,
     prove,
     statement,
     tlog_proof,
@@ -62,6 +63,11 @@ def test_every_line_is_json_and_holds_the_bytes_that_were_hashed(log: AuditedLog
         assert (values["index"], values["hash"]) == (found.index, found.hash.hex())
         assert found.leaf in line
         assert values["leaf"] == json.loads(found.leaf)
+
+
+def test_pages_give_every_record(log: AuditedLog) -> None:
+    for size in (1, 5, 12, 100):
+        assert list(paged(log.tx.audit_records, size)) == log.tx.audit_records()
 
 
 def test_many_checkpoints_are_thinned_and_the_last_stays(tmp_path: Path) -> None:

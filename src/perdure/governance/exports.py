@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -22,9 +22,8 @@ from perdure.governance.notes import VerifierKey, check_name
 
 FORMAT = "perdure-audit/1"
 PROOF_FORMAT = "perdure-audit-proof/1"
-CHECKPOINTS_MAX = (
-    64  # in one file: each costs a verifier without libraries 5 ms, and finds the place of a change
-)
+PAGE = 10_000  # records that are in memory at once: 10 MB
+CHECKPOINTS_MAX = 64  # in one file: each costs a verifier without libraries 5 ms, and helps to find a change
 STATEMENTS_MAX = 10_000  # records in one envelope: it is read as a whole
 IN_TOTO = "application/vnd.in-toto+json"
 PREDICATE = "urn:perdure:audit-records:1"
@@ -56,6 +55,14 @@ _FAILED = frozenset({"failed", "lost", "refused", "unknown"})
 
 
 # -- the file
+def paged(read: Callable[[int, int], Sequence[AuditLeaf]], size: int = PAGE) -> Iterator[AuditLeaf]:
+    """Every record of a log, some at a time: ``paged(tx.audit_records)``."""
+    after = -1
+    while page := read(after, size):
+        yield from page
+        after = page[-1].index
+
+
 def export_lines(origin: str, leaves: Iterable[AuditLeaf], notes: Sequence[str]) -> Iterator[bytes]:
     """The whole log, line by line, as ``verify_file.py`` reads it.
 

@@ -125,10 +125,8 @@ class Note:
 
     def signed_with(self, more: Signature) -> Note:
         """With one more signature; one of the same name and key is replaced."""
-        others = tuple(
-            item for item in self.signatures if (item.name, item.key_id) != (more.name, more.key_id)
-        )
-        return Note(self.body, (*others, more))
+        signatures = {(item.name, item.key_id): item for item in (*self.signatures, more)}
+        return Note(self.body, tuple(signatures.values()))
 
 
 def parse_note(text: str) -> Note:

@@ -305,7 +305,7 @@ class Transaction(Protocol):
         ...
 
     def put_checkpoint(self, note: str) -> None:
-        """Keep a signed checkpoint; one with the same text (more cosignatures) replaces it.
+        """Keep a signed checkpoint; to one with the same text its signatures are added (one of the same key replaces).
 
         It is a broken invariant if the log is shorter, or as long and has another root. The signature is not checked.
 

@@ -11,6 +11,7 @@ from perdure.core.audit import AuditLeaf, AuditRecord, encode_record
 from perdure.core.errors import AuditInvalidError, invariant
 from perdure.governance.checkpoints import parse_checkpoint
 from perdure.governance.merkle import Frontier, leaf_hash
+from perdure.governance.notes import parse_note
 from perdure.governance.sealed import sealed_digest
 from perdure.stores.sqlite.side import SideTables
 
@@ -87,12 +88,19 @@ class AuditTables(SideTables):
 
     # -- checkpoints
     def put_checkpoint(self, note: str) -> None:
-        """Keep a signed checkpoint; with the text of one that is there, it replaces it."""
-        found = parse_checkpoint(note)
+        """Keep a signed checkpoint; to one with the same text its signatures are added."""
+        parsed = parse_note(note)
+        found = parse_checkpoint(parsed)
         frontier = self._frontier()
         invariant(found.size <= frontier.size, "a checkpoint has more records than the log", size=found.size)
         if found.size == frontier.size:
             invariant(found.root == frontier.root, "a checkpoint is not of this log", size=found.size)
+        query = "SELECT note FROM audit_checkpoints WHERE body = ?"
+        row = self._execute(query, (found.body,)).fetchone()
+        if row is not None:  # two witnesses answer at any time, and neither knows of the other's line
+            for signature in parsed.signatures:
+                row = (parse_note(row[0]).signed_with(signature).text,)
+            note = row[0]
         self._execute(
             "INSERT INTO audit_checkpoints (size, body, note) VALUES (?, ?, ?) "
             "ON CONFLICT (body) DO UPDATE SET note = excluded.note",

@@ -112,7 +112,7 @@ async def a_work_that_is_undone_leaves_no_record(store: Store) -> None:
 
 
 async def checkpoints_are_kept_by_size(store: Store) -> None:
-    """One that does not fit the log is refused; a note of the same text replaces the one before."""
+    """One that does not fit the log is refused; a note of the same text adds its signatures to the one before."""
     same(store.read(lambda tx: tx.latest_checkpoint()), None, "none at first")
     roots = [merkle.EMPTY_ROOT]
     for number in range(3):
@@ -131,7 +131,11 @@ async def checkpoints_are_kept_by_size(store: Store) -> None:
     parsed = parse_note(later)
     cosigned = parsed.signed_with(cosign(parsed.body, "witness", _KEY, 5)).text
     await store.transact(partial(_put, cosigned))
-    same(store.read(lambda tx: tx.checkpoints(2)), [_note("log", 3, roots[3]), cosigned], "replaced")
+    same(store.read(lambda tx: tx.checkpoints(2)), [_note("log", 3, roots[3]), cosigned], "cosigned")
+    other = parsed.signed_with(cosign(parsed.body, "other", _KEY, 6)).text  # knows nothing of the first
+    await store.transact(partial(_put, other))
+    both = parse_note(cosigned).signed_with(parse_note(other).signatures[1]).text
+    same(store.read(lambda tx: tx.latest_checkpoint()), both, "no cosignature gets lost")
     for wrong in (_note("log", 4, roots[3]), _note("log", 3, roots[2])):
         with refused(BrokenInvariantError, "a checkpoint of another log, or of more than there is"):
             await store.transact(partial(_put, wrong))

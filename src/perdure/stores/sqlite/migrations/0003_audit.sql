@@ -25,7 +25,7 @@ CREATE TABLE audit_head (
 ) STRICT;
 INSERT INTO audit_head VALUES (1, 0, x'');
 
--- Signed checkpoints; a cosignature that comes later replaces the note of the same text.
+-- Signed checkpoints; a cosignature that comes later is added to the note of the same text.
 CREATE TABLE audit_checkpoints (
     key INTEGER PRIMARY KEY,
     size INTEGER NOT NULL,
