@@ -119,6 +119,10 @@ def test_other_keys_and_changed_checkpoints_are_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(AuditInvalidError):
             open_checkpoint(wrong, LOG)
+    foreign = sign_note(checkpoint("other.example/log", 7, ROOT).body, LOG.name, LOG_KEY).text
+    with pytest.raises(AuditInvalidError, match="is of `other.example/log`"):
+        open_checkpoint(foreign, LOG)  # the right key and name, and still another log
+    assert verify_file.signed_by(verify_file.read_head(foreign), verify_file.read_key(LOG.text))
     with pytest.raises(AuditInvalidError, match="another key of that name"):
         open_checkpoint(thief, LOG)
 
@@ -183,8 +187,10 @@ def test_cosignatures() -> None:
             cosigned_at_s(parsed.signed_with(wrong), WITNESS)
     with pytest.raises(AuditInvalidError):
         cosigned_at_s(note, WITNESS)
-    with pytest.raises(AuditInvalidError):
-        verify_note(parse_note(cosigned), WITNESS)  # a cosigning key signs no notes
+    plain = type(line)(WITNESS.name, WITNESS.key_id, WITNESS_KEY.sign(parsed.body.encode()))
+    for text in (cosigned, parsed.signed_with(plain).text):
+        with pytest.raises(AuditInvalidError):
+            verify_note(parse_note(text), WITNESS)  # a cosigning key signs no notes
 
 
 # -- the witness's decision

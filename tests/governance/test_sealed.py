@@ -14,6 +14,7 @@ from perdure.core.errors import AuditInvalidError, InputInvalidError
 from perdure.governance.merkle import inclusion_proof, leaf_hash, verify_inclusion
 from perdure.governance.sealed import open_sealed, seal, sealed_digest, unwrap_key, wrap_key
 from perdure.stores.sqlite import SqliteStore
+from tests.governance.logs import AuditedLog
 
 KEY, OTHER, MASTER = bytes(range(32)), bytes(32), b"m" * 32
 NONCE = b"n" * 12
@@ -100,6 +101,23 @@ async def test_erasing_a_key_erases_the_data_and_no_proof(tmp_path: Path) -> Non
     left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert wrapped not in left  # not in freed pages either, once the write-ahead log is taken over
     assert sealed in left
+
+
+@pytest.mark.parametrize("is_erased", [True, False])
+def test_an_erased_key_leaves_no_bytes_in_the_database(tmp_path: Path, is_erased: bool) -> None:
+    log = AuditedLog(tmp_path / "perdure.db")
+    log.connection.execute("PRAGMA secure_delete = OFF")  # some builds of SQLite have it on
+    for number in range(20):
+        log.tx.put_subject_key(f"subject {number}", wrap_key(MASTER, KEY, f"subject {number}", NONCE))
+    wrapped = log.tx.subject_key("subject 7")
+    if is_erased:
+        log.tx.drop_subject_key("subject 7")
+    else:
+        log.connection.execute("DELETE FROM subject_keys WHERE subject = 'subject 7'")  # what would be left
+    assert log.connection.execute("PRAGMA secure_delete").fetchone() == (0,)
+    log.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    assert (wrapped in log.path.read_bytes()) is not is_erased
+    log.close()
 
 
 @pytest.mark.parametrize("record", [

@@ -164,6 +164,9 @@ def test_a_fork_is_found_by_whoever_saw_the_other_side(log: AuditedLog, tmp_path
     found = verify(tmp_path / "check", other.export(), theirs, seen=(mine,))
     assert found["status"] == 1
     assert "fork" in found["codes"]
+    assert (
+        "fork" in verify(tmp_path / "check", b"", theirs, seen=(mine,))["codes"]
+    )  # the two notes say it alone
     other.write(10, word="more")
     longer = other.checkpoint()
     found = verify(tmp_path / "check", other.export(), longer, seen=(mine,))
