@@ -395,6 +395,12 @@ class JournalCorruptError(CorruptError):
     code = "journal-corrupt"
 
 
+class AuditInvalidError(CorruptError):
+    """A record, proof, checkpoint or sealed detail of the audit log is not what was written or signed."""
+
+    code = "audit-invalid"
+
+
 class BrokenInvariantError(BlockedError):
     """A rule that must always hold was found broken: a bug in Perdure."""
 

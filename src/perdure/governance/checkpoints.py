@@ -1,174 +1,174 @@
-"""Signed heads of the audit log: C2SP tlog-checkpoint in a C2SP signed note, with Ed25519."""
+"""Checkpoints: what a log says about itself, signed (C2SP tlog-checkpoint), and cosigned by witnesses (C2SP tlog-cosignature).
+
+A checkpoint commits to every record before it. Alone it proves what a log said to whoever holds it; only somebody who saw an
+earlier one, such as a witness, can tell that nothing was taken back since.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from perdure.core.errors import InputInvalidError
-from perdure.governance.merkle import is_consistent
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-ED25519 = b"\x01"  # the kind of key in a signed note
-ID_BYTES = 4
-HASH_BYTES = 32
-NOTE_MAX = 16_384
+from perdure.core.errors import AuditInvalidError, InputInvalidError
+from perdure.governance.merkle import EMPTY_ROOT, HASH_BYTES
+from perdure.governance.notes import (
+    COSIGNS,
+    Note,
+    Signature,
+    VerifierKey,
+    check_name,
+    parse_note,
+    sign_note,
+    verify_note,
+)
+
+_TIME = "at_ms "  # our one extension line
+_SIZE_DIGITS_MAX = 19  # 2^63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """The head of a log: ``size`` leaves under ``root``."""
+class Checkpoint:
+    """The head of a log's tree.
+
+    Attributes:
+        origin: the log's name, by which its key goes too.
+        size: how many records it has.
+        root: the root hash over them.
+        extensions: further lines, as they stand.
+    """
 
     origin: str
     size: int
     root: bytes
+    extensions: tuple[str, ...] = ()
 
     @property
-    def text(self) -> str:
-        """The signed lines."""
-        return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
-
-
-class Signer:
-    """Signs heads under a name.
-
-    Args:
-        name: of the log or the witness; without spaces and ``+``.
-        seed: 32 secret bytes.
-    """
-
-    def __init__(self, name: str, seed: bytes) -> None:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-        self.name = name
-        self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.public = self._key.public_key().public_bytes_raw()
+    def at_ms(self) -> int | None:
+        """When the log says it was made, in milliseconds since 1970; nobody else vouches for it."""
+        for line in self.extensions:
+            if line.startswith(_TIME) and line[len(_TIME) :].isdecimal():
+                return int(line[len(_TIME) :])
+        return None
 
     @property
-    def verifier(self) -> str:
-        """The public key as text: ``name+id+key``, as C2SP signed-note writes it."""
-        return verifier_key(self.name, self.public)
-
-    def signature(self, text: str) -> str:
-        """A signature line."""
-        data = key_id(self.name, self.public) + self._key.sign(text.encode())
-        return f"\u2014 {self.name} {base64.b64encode(data).decode()}\n"
-
-    def sign_bytes(self, data: bytes) -> bytes:
-        """A bare Ed25519 signature."""
-        return self._key.sign(data)
-
-    def sign(self, head: Head) -> str:
-        """A signed note."""
-        return f"{head.text}\n{self.signature(head.text)}"
+    def body(self) -> str:
+        """The text that is signed."""
+        lines = (self.origin, str(self.size), base64.b64encode(self.root).decode(), *self.extensions)
+        return "".join(f"{line}\n" for line in lines)
 
 
-def key_id(name: str, public: bytes) -> bytes:
-    """Four bytes that tell keys of one name apart."""
-    return hashlib.sha256(name.encode() + b"\n" + ED25519 + public).digest()[:ID_BYTES]
-
-
-def verifier_key(name: str, public: bytes) -> str:
-    """A public key as text."""
-    return f"{name}+{key_id(name, public).hex()}+{base64.b64encode(ED25519 + public).decode()}"
-
-
-def read_verifier(text: str) -> tuple[str, bytes]:
-    """Name and public key of a verifier key.
+def checkpoint(origin: str, size: int, root: bytes, at_ms: int | None = None) -> Checkpoint:
+    """A checkpoint to be signed, with its time as an extension line.
 
     Raises:
-        InputInvalidError: it is none.
+        InputInvalidError: the origin may not be used, or the root does not fit the size.
     """
-    name, _, rest = text.strip().partition("+")
-    hashed, _, encoded = rest.partition("+")
+    check_name(origin)
+    if size < 0 or len(root) != HASH_BYTES or (size == 0 and root != EMPTY_ROOT):
+        raise InputInvalidError(f"a checkpoint of size {size} cannot have that root", size=size)
+    return Checkpoint(origin, size, root, () if at_ms is None else (f"{_TIME}{at_ms}",))
+
+
+def sign_checkpoint(made: Checkpoint, private: Ed25519PrivateKey) -> str:
+    """The signed note of a checkpoint; the key goes by the log's origin."""
+    return sign_note(made.body, made.origin, private).text
+
+
+def parse_checkpoint(note: str | Note) -> Checkpoint:
+    """What a checkpoint says, unchecked.
+
+    Raises:
+        AuditInvalidError: it is no checkpoint.
+    """
+    body = (parse_note(note) if isinstance(note, str) else note).body
+    origin, *rest = body[:-1].split("\n")
+    if len(rest) < 2 or not all((origin, *rest)):
+        raise AuditInvalidError("the checkpoint is malformed: expected origin, size and root")
+    size, root = read_size(rest[0]), read_hash(rest[1])
+    if size is None or root is None or (size == 0 and root != EMPTY_ROOT):
+        raise AuditInvalidError("the checkpoint is malformed: its size or root is not one", origin=origin)
+    return Checkpoint(origin, size, root, tuple(rest[2:]))
+
+
+def open_checkpoint(note: str, key: VerifierKey) -> Checkpoint:
+    """What a checkpoint says, if ``key`` signed it and the origin is that of the key.
+
+    Raises:
+        AuditInvalidError: it is malformed, of another origin, or not signed by that key.
+    """
+    parsed = parse_note(note)
+    found = parse_checkpoint(parsed)
+    if found.origin != key.name:
+        message = f"the checkpoint is of `{found.origin}`, not of `{key.name}`"
+        raise AuditInvalidError(message, found=found.origin, expected=key.name)
+    verify_note(parsed, key)
+    return found
+
+
+# -- witnesses
+def cosign(body: str, name: str, private: Ed25519PrivateKey, time_s: int) -> Signature:
+    """A witness's cosignature: that at ``time_s`` (seconds since 1970) this was the largest consistent tree it had seen.
+
+    Whoever calls this has checked the consistency; see ``governance.witness``.
+    """
+    key = VerifierKey.of(name, private, COSIGNS)
+    return Signature(name, key.key_id, time_s.to_bytes(8, "big") + private.sign(_cosigned(body, time_s)))
+
+
+def cosigned_at_s(note: str | Note, key: VerifierKey) -> int:
+    """When the witness cosigned, in seconds since 1970.
+
+    Raises:
+        AuditInvalidError: there is no cosignature of that key, or one that does not verify.
+    """
+    parsed = parse_note(note) if isinstance(note, str) else note
+    parse_checkpoint(parsed)
+    found = parsed.by(key)
+    if not found or key.kind != COSIGNS:
+        raise AuditInvalidError(f"the checkpoint is not cosigned by the witness `{key.name}`", name=key.name)
+    times_s = []
+    for item in found:
+        time_s = int.from_bytes(item.data[:8], "big")
+        if len(item.data) != 72 or not 0 < time_s < 2**63:
+            raise AuditInvalidError(f"the cosignature of `{key.name}` is malformed", name=key.name)
+        if not key.has_signed(_cosigned(parsed.body, time_s), item.data[8:]):
+            raise AuditInvalidError(f"the cosignature of `{key.name}` does not fit", name=key.name)
+        times_s.append(time_s)
+    return max(times_s)
+
+
+def add_cosignatures(note: str, more: Iterable[Signature], keys: Iterable[VerifierKey]) -> str:
+    """The note with those cosignatures that verify under one of ``keys``; the others are left out."""
+    parsed = parse_note(note)
+    for signature in more:
+        for key in keys:
+            if (signature.name, signature.key_id) == (key.name, key.key_id):
+                try:
+                    cosigned_at_s(Note(parsed.body, (signature,)), key)
+                except AuditInvalidError:
+                    continue
+                parsed = parsed.signed_with(signature)
+    return parsed.text
+
+
+def _cosigned(body: str, time_s: int) -> bytes:
+    return f"cosignature/v1\ntime {time_s}\n{body}".encode()
+
+
+def read_size(text: str) -> int | None:
+    """A tree size as the formats write it: decimal, without leading zeroes."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= _SIZE_DIGITS_MAX
+    return int(text) if is_number and (text == "0" or text[0] != "0") else None
+
+
+def read_hash(text: str) -> bytes | None:
+    """A hash as the formats write it: base64 (RFC 4648, section 4), in the one way there is."""
     try:
-        data = base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
-        raise InputInvalidError("a verifier key is `name+id+key`") from error
-    if data[:1] != ED25519 or len(data) != 1 + HASH_BYTES or key_id(name, data[1:]).hex() != hashed:
-        raise InputInvalidError("a verifier key is `name+id+key`, and its id must fit")
-    return name, data[1:]
-
-
-def read_note(note: str) -> tuple[Head, list[tuple[str, bytes]]]:
-    """A signed note: its head, and the name and data of each signature. Nothing is verified.
-
-    Raises:
-        InputInvalidError: it is none.
-    """
-    text, blank, signatures = note.partition("\n\n")
-    lines = text.split("\n")
-    try:
-        if not blank or len(note) > NOTE_MAX or len(lines) < 3:
-            raise ValueError
-        if str(int(lines[1])) != lines[1] or int(lines[1]) < 0:
-            raise ValueError
-        head = Head(lines[0], int(lines[1]), base64.b64decode(lines[2], validate=True))
-        if head.text != f"{text}\n" or len(head.root) != HASH_BYTES:
-            raise ValueError
-        found = []
-        for line in signatures.splitlines():
-            dash, name, encoded = line.split(" ")
-            if dash != "\u2014":
-                raise ValueError
-            found.append((name, base64.b64decode(encoded, validate=True)))
-    except ValueError as error:
-        raise InputInvalidError(
-            "this is no checkpoint (origin, size, root, a blank line, signatures)"
-        ) from error
-    return head, found
-
-
-def is_signed(note: str, name: str, public: bytes) -> bool:
-    """Whether a note carries a good signature of a key."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    head, signatures = read_note(note)
-    for signer, data in signatures:
-        if signer != name or data[:ID_BYTES] != key_id(name, public):
-            continue
-        try:
-            Ed25519PublicKey.from_public_bytes(public).verify(data[ID_BYTES:], head.text.encode())
-        except InvalidSignature:
-            return False
-        return True
-    return False
-
-
-def witness(
-    last: Head | None, note: str, proof: Sequence[bytes], *, name: str, public: bytes, signer: Signer
-) -> tuple[Head, str]:
-    """Co-sign a new head, if it continues the one that was co-signed last: the answer to rewriting, cutting and forking.
-
-    Args:
-        last: what this witness has co-signed last.
-        note: the new checkpoint.
-        proof: that the old tree is its beginning.
-        name: the name of the log.
-        public: the public key of the log.
-        signer: the witness.
-
-    Returns:
-        The new head, to be remembered before the note is given out, and the note with one more signature.
-
-    Raises:
-        InputInvalidError: it is not signed by the log, or does not continue what was co-signed.
-    """
-    head, _ = read_note(note)
-    if not is_signed(note, name, public):
-        raise InputInvalidError(f"the checkpoint is not signed by `{name}`")
-    if last is not None:
-        if head.origin != last.origin:
-            raise InputInvalidError(
-                f"the checkpoint is of `{head.origin}`, this witness knows `{last.origin}`"
-            )
-        if head.size < last.size:
-            raise InputInvalidError(f"the log was cut from {last.size} to {head.size} records")
-        if not is_consistent(last.size, head.size, last.root, head.root, proof):
-            raise InputInvalidError(
-                f"the log does not continue the {last.size} records that were co-signed: it was rewritten"
-            )
-    return head, note + signer.signature(head.text)
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if len(data) == HASH_BYTES and base64.b64encode(data).decode() == text else None

@@ -1,273 +1,400 @@
-"""Checks an exported audit log, or the proof of one action. One file, Python's standard library only: read it before you trust it.
+"""Checks an exported audit log: one file, the standard library only, meant to be read by whoever has to trust it.
 
-    python verify_file.py LOG.jsonl --key 'NAME+ID+KEY' [--checkpoint NOTE.txt]
-    python verify_file.py PROOF.json --key 'NAME+ID+KEY'
+    python verify_file.py export.jsonl checkpoint.txt public.key [--seen CHECKPOINT]... [--witness KEY]... [--json]
+    python verify_file.py --proof bundle.json public.key [--witness KEY]... [--json]
 
-The key must come from elsewhere than the file: whoever rewrites a log can sign it with a key of their own. The log is a Merkle
-tree (RFC 6962), its heads are signed notes (C2SP signed-note, Ed25519: RFC 8032). Exit codes: 0 whole, 1 not, 2 cannot be read.
+`public.key` holds the log's verifier key (`name+id+base64`) and must have come to you by another way than the export.
+`checkpoint.txt` is what the log signed. An older copy of everything, with the checkpoint of its time, is a true history that
+ends early: only a later checkpoint that you or a witness kept (`--seen`), or the age of a cosignature (`--witness`), tells.
+
+The hashes are those of RFC 6962, section 2.1; signatures are Ed25519 (RFC 8032) on C2SP signed notes, checkpoints and cosignatures.
+Exit status: 0 nothing found, 1 something found, 2 the check could not be made.
 """
-
-# ruff: noqa: T201, B905, C901, PTH123, UP006, UP035 - a script of its own that runs on any Python 3
 
 from __future__ import annotations
 
+import argparse
 import base64
-import hashlib
 import json
+import re
 import sys
-from typing import Any, Tuple
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from hashlib import sha256, sha512
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
-# -- Ed25519, verification only: RFC 8032, section 5.1 ----------------------------------------------
-Point = Tuple[int, int, int, int]
+FORMAT = "perdure-audit/1"
+PROOF_FORMAT = "perdure-audit-proof/1"
+LINE_BYTES_MAX = 256 * 1024  # a record has 64 KiB at most, a note too
+EMPTY = sha256(b"").digest()  # the root of no records
+GAPS_MAX = 1_000  # looked through for each record that comes late
+FINDINGS_MAX = 20  # of one sort: whoever changed more changed everything
+LEAF = re.compile(rb'\{"hash":"([0-9a-f]{64})","index":(0|[1-9][0-9]{0,18}),"leaf":(\{.*\})\}\n?').fullmatch
+
+
+# -- Ed25519, as in RFC 8032, section 6. Points are (X, Y, Z, T) with x = X/Z, y = Y/Z, xy = T/Z.
 P = 2**255 - 19
-L = 2**252 + 27742317777372353535851937790883648493
+Q = 2**252 + 27742317777372353535851937790883648493
 D = -121665 * pow(121666, P - 2, P) % P
 ROOT = pow(2, (P - 1) // 4, P)
+Point = tuple[int, int, int, int]
 
 
-def _x_of(y: int, sign: int) -> int | None:
-    if y >= P:
-        return None
-    square = (y * y - 1) * pow(D * y * y + 1, P - 2, P) % P
-    if square == 0:
-        return None if sign else 0
-    x = pow(square, (P + 3) // 8, P)
-    if (x * x - square) % P:
-        x = x * ROOT % P
-    if (x * x - square) % P:
-        return None
-    return P - x if x & 1 != sign else x
+def add(a: Point, b: Point) -> Point:
+    """The sum of two points."""
+    e, f = (a[1] - a[0]) * (b[1] - b[0]) % P, (a[1] + a[0]) * (b[1] + b[0]) % P
+    g, h = 2 * a[3] * b[3] * D % P, 2 * a[2] * b[2] % P
+    e, f, g, h = f - e, h - g, h + g, f + e
+    return e * f % P, g * h % P, f * g % P, e * h % P
 
 
-def _add(one: Point, other: Point) -> Point:
-    a = (one[1] - one[0]) * (other[1] - other[0]) % P
-    b = (one[1] + one[0]) * (other[1] + other[0]) % P
-    c = 2 * one[3] * other[3] * D % P
-    d = 2 * one[2] * other[2] % P
-    e, f, g, h = b - a, d - c, d + c, b + a
-    return (e * f % P, g * h % P, f * g % P, e * h % P)
-
-
-def _times(number: int, point: Point) -> Point:
-    found = (0, 1, 1, 0)
+def times(number: int, point: Point) -> Point:
+    """A multiple of a point."""
+    found: Point = (0, 1, 1, 0)
     while number:
-        if number & 1:
-            found = _add(found, point)
-        point = _add(point, point)
-        number >>= 1
+        found = add(found, point) if number & 1 else found
+        point, number = add(point, point), number >> 1
     return found
 
 
-def _point(data: bytes) -> Point | None:
-    y = int.from_bytes(data, "little")
-    sign, y = y >> 255, y & (2**255 - 1)
-    x = _x_of(y, sign)
-    return None if x is None else (x, y, 1, x * y % P)
+def point_of(data: bytes) -> Point | None:
+    """The point that 32 bytes stand for, if they do."""
+    number = int.from_bytes(data, "little")
+    sign, y = number >> 255, number & (1 << 255) - 1
+    square = (y * y - 1) * pow(D * y * y + 1, P - 2, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if (x * x - square) % P:
+        x = x * ROOT % P
+    if y >= P or (x * x - square) % P or (x == 0 and sign):
+        return None
+    x = P - x if x & 1 != sign else x
+    return x, y, 1, x * y % P
 
 
-BASE_Y = 4 * pow(5, P - 2, P) % P
-BASE_X = _x_of(BASE_Y, 0) or 0
-BASE = (BASE_X, BASE_Y, 1, BASE_X * BASE_Y % P)
+BASE = point_of((4 * pow(5, P - 2, P) % P).to_bytes(32, "little")) or (0, 1, 1, 0)
 
 
-def is_signed_by(public: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether an Ed25519 signature is good."""
-    if len(public) != 32 or len(signature) != 64:
+def is_signed(public: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether an Ed25519 signature is good (RFC 8032, 5.1.7)."""
+    key, commitment = point_of(public), point_of(signature[:32])
+    number = int.from_bytes(signature[32:], "little")
+    if key is None or commitment is None or number >= Q or (len(public), len(signature)) != (32, 64):
         return False
-    a, r = _point(public), _point(signature[:32])
-    s = int.from_bytes(signature[32:], "little")
-    if a is None or r is None or s >= L:
-        return False
-    k = int.from_bytes(hashlib.sha512(signature[:32] + public + message).digest(), "little") % L
-    one, other = _times(s, BASE), _add(r, _times(k, a))
-    return (one[0] * other[2] - other[0] * one[2]) % P == 0 and (
-        one[1] * other[2] - other[1] * one[2]
-    ) % P == 0
+    challenge = int.from_bytes(sha512(signature[:32] + public + message).digest(), "little")
+    left, right = times(number, BASE), add(commitment, times(challenge, key))
+    return all((left[axis] * right[2] - right[axis] * left[2]) % P == 0 for axis in (0, 1))
 
 
-# -- the Merkle tree: RFC 6962, section 2.1 ---------------------------------------------------------
-def leaf_hash(leaf: bytes) -> bytes:
-    """The hash of a record."""
-    return hashlib.sha256(b"\x00" + leaf).digest()
+# -- notes and checkpoints
+class Key(NamedTuple):
+    """A verifier key, and the id that stands before its signatures."""
+
+    name: str
+    key_id: bytes
+    public: bytes
 
 
-def node_hash(left: bytes, right: bytes) -> bytes:
-    """The hash of two subtrees."""
-    return hashlib.sha256(b"\x01" + left + right).digest()
+class Head(NamedTuple):
+    """A checkpoint: what the log said of itself, with signatures that are not checked yet."""
+
+    origin: str
+    size: int
+    root: bytes
+    body: str
+    signatures: list[tuple[str, bytes, bytes]]  # name, key id, signature
 
 
+class Finding(NamedTuple):
+    """Something that is not as it must be, and the record where it is, if that can be told."""
+
+    code: str
+    message: str
+    record: int | None = None
+
+
+def read_key(text: str) -> Key:
+    """The key of a verifier key text; ``ValueError`` if it is none."""
+    name, key_id, data = text.strip().split("+", 2)
+    raw = base64.b64decode(data, validate=True)
+    found = sha256(f"{name}\n".encode() + raw).digest()[:4]
+    if len(raw) != 33 or raw[0] not in (1, 4) or found.hex() != key_id:  # 1 signs, 4 cosigns
+        raise ValueError("no Ed25519 verifier key, or its id does not fit")
+    return Key(name, found, raw[1:])
+
+
+def read_head(note: str) -> Head:
+    """The checkpoint of a signed note; ``ValueError`` if it is none."""
+    body, gap, lines = note.rpartition("\n\n")
+    origin, size, root, *_ = f"{body}\n\n\n".split("\n")
+    data = base64.b64decode(root, validate=True)
+    if not gap or not origin or len(data) != 32 or not re.fullmatch("0|[1-9][0-9]{0,18}", size, re.ASCII):
+        raise ValueError("no checkpoint: expected origin, size, root, an empty line and signatures")
+    signatures = list[tuple[str, bytes, bytes]]()
+    for name, encoded in (line.removeprefix("— ").split(" ") for line in lines.splitlines()):
+        raw = base64.b64decode(encoded, validate=True)
+        signatures.append((name, raw[:4], raw[4:]))
+    return Head(origin, int(size), data, body + "\n", signatures)
+
+
+def signed_by(head: Head, key: Key) -> str:
+    """Why the log's key did not sign the checkpoint; empty if it did."""
+    if head.origin != key.name:
+        return f"it is of the log `{head.origin}`, not of `{key.name}`"
+    found = [data for name, key_id, data in head.signatures if (name, key_id) == (key.name, key.key_id)]
+    if not found:
+        others = ", ".join(f"`{name}` {key_id.hex()}" for name, key_id, _ in head.signatures) or "nobody"
+        return f"it is not signed by `{key.name}` {key.key_id.hex()}, but by {others}: another key was used"
+    good = all(is_signed(key.public, head.body.encode(), data) for data in found)
+    return "" if good else "its signature does not fit: it was changed after it was signed"
+
+
+def cosigned_by(head: Head, key: Key) -> str:
+    """Why the witness did not cosign the checkpoint; empty if it did."""
+    found = [data for name, key_id, data in head.signatures if (name, key_id) == (key.name, key.key_id)]
+    for data in found:
+        time_s = int.from_bytes(data[:8], "big")
+        if not is_signed(key.public, f"cosignature/v1\ntime {time_s}\n{head.body}".encode(), data[8:]):
+            return f"the cosignature of `{key.name}` does not fit"
+    return "" if found else f"the witness `{key.name}` did not cosign it"
+
+
+# -- the tree
 class Tree:
-    """Grows by one record at a time and knows its root."""
+    """Grows leaf by leaf; keeps the right edge only."""
 
     def __init__(self) -> None:
-        self.size = 0
-        self.edge: list[bytes] = []
+        self.size, self.edge = 0, list[bytes]()
 
     def append(self, leaf: bytes) -> None:
-        """Add a record."""
-        found, place = leaf_hash(leaf), self.size
-        while place & 1:
-            found, place = node_hash(self.edge.pop(), found), place >> 1
-        self.edge.append(found)
-        self.size += 1
+        """One more leaf hash."""
+        bits, self.size = self.size, self.size + 1
+        while bits & 1:
+            leaf, bits = sha256(b"\x01" + self.edge.pop() + leaf).digest(), bits >> 1
+        self.edge.append(leaf)
 
+    @property
     def root(self) -> bytes:
         """The root now."""
-        if not self.edge:
-            return hashlib.sha256(b"").digest()
-        found = self.edge[-1]
-        for item in reversed(self.edge[:-1]):
-            found = node_hash(item, found)
-        return found
+        return reduce(
+            lambda right, left: sha256(b"\x01" + left + right).digest(), reversed(self.edge or [EMPTY])
+        )
 
 
-def root_from(leaf: bytes, place: int, size: int, proof: list[bytes]) -> bytes | None:
-    """The root that an inclusion proof leads to, or None: RFC 9162, section 2.1.3.2."""
-    if not 0 <= place < size:
-        return None
-    last, found = size - 1, leaf_hash(leaf)
-    for item in proof:
-        if last == 0:
-            return None
-        if place & 1 or place == last:
-            found = node_hash(item, found)
-            while not place & 1 and place:
-                place, last = place >> 1, last >> 1
-        else:
-            found = node_hash(found, item)
+def is_included(leaf: bytes, index: int, size: int, proof: Iterable[bytes], root: bytes) -> bool:
+    """Whether a leaf hash is in the tree (RFC 9162, 2.1.3.2)."""
+    place, last = index, size - 1
+    for sibling in proof:
+        if last <= 0:
+            return False
+        is_right = place & 1 or place == last
+        leaf = sha256(b"\x01" + (sibling + leaf if is_right else leaf + sibling)).digest()
+        while is_right and place and not place & 1:
+            place, last = place >> 1, last >> 1
         place, last = place >> 1, last >> 1
-    return found if last == 0 else None
+    return last == 0 <= index < size and leaf == root
 
 
-# -- signed notes: C2SP signed-note and tlog-checkpoint ---------------------------------------------
-def read_key(text: str) -> tuple[str, bytes]:
-    """Name and public key of ``name+id+key``."""
-    name, hashed, encoded = text.strip().split("+", 2)
-    data = base64.b64decode(encoded, validate=True)
-    if data[:1] != b"\x01" or key_id(name, data[1:]).hex() != hashed:
-        raise ValueError("the id of the key does not fit the key")
-    return name, data[1:]
+# -- the exported file
+class Order:
+    """Where the numbers of the records have gaps, step back or repeat."""
+
+    def __init__(self) -> None:
+        self.next, self.gaps, self.late, self.again = 0, list[range](), list[int](), list[int]()
+
+    def see(self, index: int) -> None:
+        """One more record."""
+        if index >= self.next:
+            if index > self.next and len(self.gaps) < GAPS_MAX:
+                self.gaps.append(range(self.next, index))
+            self.next = index + 1
+            return None
+        for at, gap in enumerate(self.gaps):
+            if index in gap:
+                self.gaps[at : at + 1] = filter(None, (range(gap.start, index), range(index + 1, gap.stop)))
+                return self.late.append(index)
+        return self.again.append(index)
+
+    def findings(self) -> Iterator[Finding]:
+        """What that means."""
+        gone = ((gap.start, f"of the records {gap.start} to {gap[-1]} none is there") for gap in self.gaps)
+        late = ((index, f"record {index} is not in its place") for index in sorted(self.late))
+        again = ((index, f"there is a second record {index}") for index in self.again)
+        for code, found in (("missing", gone), ("reordered", late), ("inserted", again)):
+            yield from (Finding(code, message, index) for index, message in islice(found, FINDINGS_MAX))
 
 
-def key_id(name: str, public: bytes) -> bytes:
-    """Four bytes that tell keys apart."""
-    return hashlib.sha256(name.encode() + b"\n\x01" + public).digest()[:4]
+class Check:
+    """Reads an export once and compares its tree with every checkpoint at the size that it speaks of."""
+
+    def __init__(self, key: Key, heads: list[Head]) -> None:
+        self.key, self.heads, self.due = key, heads, {head.size for head in heads}
+        self.tree, self.order = Tree(), Order()
+        self.beside = Tree()  # over the hashes as they stand beside the records, from the first wrong one on
+        self.is_beside_signed = False  # so the wrong records are those that do not have these hashes
+        self.has_begun = self.has_moved = False
+        self.findings, self.edited = list[Finding](), list[int]()
+        self.good = 0  # the largest size at which the file is what the log signed
+        self.bad: int | None = None  # the smallest at which it is not
+
+    def found(self, code: str, message: str, record: int | None = None) -> None:
+        """Note what was found."""
+        self.findings.append(Finding(code, message, record))
+
+    def read(self, lines: Iterable[bytes]) -> None:
+        """Every line of the file."""
+        self.compare(self.heads)
+        for number, line in enumerate(lines, start=1):
+            match = LEAF(line)
+            if match is None:
+                self.other(number, line)
+                continue
+            claimed, index, leaf = match.groups()
+            hashed = sha256(b"\x00" + leaf)
+            self.order.see(int(index))
+            if hashed.hexdigest().encode() != claimed:
+                if not self.edited:
+                    self.beside.size, self.beside.edge = self.tree.size, list(self.tree.edge)
+                self.edited.append(self.tree.size)
+            if self.edited:
+                self.beside.append(bytes.fromhex(claimed.decode()))
+            self.tree.append(hashed.digest())
+            if self.tree.size in self.due:
+                self.compare(self.heads)
+
+    def other(self, number: int, line: bytes) -> None:
+        """A line that is no record: the beginning of the file, or a checkpoint."""
+        try:
+            found = json.loads(line)
+            if number > 1 or "checkpoint" in found:
+                self.embedded(read_head(found["checkpoint"]))
+            else:
+                self.has_begun = found["format"] == FORMAT and found["origin"] == self.key.name
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self.found("malformed", f"line {number} is neither a record nor a checkpoint", self.tree.size)
+
+    def embedded(self, head: Head) -> None:
+        """A checkpoint in the file; it stands after the last record that it speaks of."""
+        why, size = signed_by(head, self.key), self.tree.size
+        if why:
+            self.found("checkpoint", f"a checkpoint in the export, of {head.size} records: {why}")
+        elif head.size != size and not self.has_moved:
+            self.has_moved = True
+            self.found("moved", f"a checkpoint of {head.size} records stands after {size}", self.good)
+        self.compare([] if why else [head])
+
+    def compare(self, heads: list[Head]) -> None:
+        """Whether the file, as far as it was read, is what the log signed."""
+        for head in heads:
+            if head.size == self.tree.size and head.root == self.tree.root:
+                self.good = max(self.good, head.size)
+            elif head.size == self.tree.size:
+                self.bad = head.size if self.bad is None else min(self.bad, head.size)
+                self.is_beside_signed |= bool(self.edited) and self.beside.root == head.root
+
+    def end(self) -> list[Finding]:
+        """What was found."""
+        size, signed = self.tree.size, max(self.due, default=0)
+        self.findings[FINDINGS_MAX:] = self.order.findings()
+        if not self.has_begun:
+            self.found("origin", f"the file does not begin with the format `{FORMAT}` and its origin")
+        text = "was edited" if self.is_beside_signed else "does not have the hash that stands beside it"
+        for at in self.edited[:FINDINGS_MAX]:
+            self.found("edited", f"record {at} {text}", at)
+        if size + sum(len(gap) for gap in self.order.gaps) < signed:
+            self.found("truncated", f"{signed} records were signed and the file ends after {size}", size)
+        if self.bad is not None:
+            text = f"the records do not give the root that the log signed for {self.bad} of them"
+            if not self.is_beside_signed:
+                text += f"; the first wrong one is one of {min(self.good, self.bad - 1)} to {self.bad - 1}"
+            self.found("root", text, self.edited[0] if self.is_beside_signed else None)
+            if self.good >= self.bad:
+                self.found("fork", f"the log signed {self.good} records that fit and {self.bad} that do not")
+        elif size > max(self.good, signed):
+            self.found("uncovered", "no checkpoint covers the records from here on", max(self.good, signed))
+        return self.findings
 
 
-def read_note(note: str, name: str, public: bytes) -> tuple[int, bytes, bool]:
-    """Size, root, and whether the key has signed it."""
-    text, _, signatures = note.partition("\n\n")
-    origin, size, root = (text + "\n").split("\n")[:3]
-    good = False
-    for line in signatures.splitlines():
-        _, signer, encoded = line.split(" ")
-        data = base64.b64decode(encoded, validate=True)
-        if signer == name and data[:4] == key_id(name, public):
-            good = good or is_signed_by(public, (text + "\n").encode(), data[4:])
-    return int(size), base64.b64decode(root), good and origin == name
-
-
-# -- checking ---------------------------------------------------------------------------------------
-def check_log(
-    lines: list[str], name: str, public: bytes, kept: str | None = None
-) -> tuple[list[str], int, int]:
-    """Problems of an exported log, and how many records are covered by a good signature."""
-    problems: list[str] = []
-    notes: list[str] = []
-    roots: dict[int, bytes] = {}
-    tree = Tree()
-    wanted: set[int] = set()
-    for line in lines:
-        item = json.loads(line)
-        if "checkpoint" in item:
-            notes.append(item["checkpoint"])
-            wanted.add(int(item["checkpoint"].split("\n")[1]))
-    if kept is not None:
-        wanted.add(int(kept.split("\n")[1]))
-    for line in lines:
-        item = json.loads(line)
-        if "leaf" in item:
-            tree.append(item["leaf"].encode())
-            if tree.size in wanted:
-                roots[tree.size] = tree.root()
-    signed, before = 0, 0
-    for note in sorted(notes, key=lambda item: int(item.split("\n")[1])):
-        size, root, good = read_note(note, name, public)
-        if not good:
-            problems.append(f"the checkpoint over {size} records is not signed with the key of `{name}`")
-        elif size > tree.size:
-            problems.append(
-                f"a checkpoint covers {size} records, the file has {tree.size}: its end was cut off"
-            )
-        elif roots.get(size) != root:
-            problems.append(f"records {before} to {size - 1}: changed, removed, added or moved")
-            break
-        else:
-            signed = before = size
-    if kept is not None:
-        size, root, good = read_note(kept, name, public)
-        if not good:
-            problems.append(f"the checkpoint that was kept is not signed with the key of `{name}`")
-        elif size > tree.size:
-            problems.append(
-                f"the checkpoint that was kept covers {size} records, the file has {tree.size}: cut off or rolled back"
-            )
-        elif roots.get(size) != root:
-            problems.append(
-                f"the first {size} records are not those of the checkpoint that was kept: rewritten or forked"
-            )
-    if not problems and signed < tree.size:
-        problems.append(f"{tree.size - signed} records at the end are not covered by a signature")
-    return problems, tree.size, signed
-
-
-def check_proof(bundle: dict[str, Any], name: str, public: bytes) -> tuple[list[str], int, int]:
-    """Problems of the proof of one action."""
-    size, root, good = read_note(bundle["checkpoint"], name, public)
-    problems = [] if good else [f"the checkpoint is not signed with the key of `{name}`"]
-    for record in bundle["records"]:
-        proof = [base64.b64decode(item) for item in record["proof"]]
-        if root_from(record["leaf"].encode(), record["place"], size, proof) != root:
-            problems.append(f"record {record['place']} is not in the log")
-        said = json.loads(record["leaf"])
-        if f"{said.get('run')}/{said.get('call', 0)}" != bundle["action"]:
-            problems.append(f"record {record['place']} is about another action")
-    return problems, size, size if good else 0
-
-
-def main(arguments: list[str]) -> int:
-    """The command."""
-    options = dict(zip(arguments[1::2], arguments[2::2]))
-    if (
-        len(arguments) % 2 == 0
-        or not arguments
-        or set(options) - {"--key", "--checkpoint"}
-        or "--key" not in options
-    ):
-        print(__doc__, file=sys.stderr)
-        return 2
+def check_head(note: str, key: Key, witnesses: Iterable[Key], what: str) -> tuple[list[Head], list[Finding]]:
+    """A checkpoint from outside, if the log signed it, and what is wrong with its form, signature and cosignatures."""
     try:
-        name, public = read_key(options["--key"])
-        with open(arguments[0], encoding="utf-8") as file:
-            text = file.read()
-        kept = None
-        if "--checkpoint" in options:
-            with open(options["--checkpoint"], encoding="utf-8") as file:
-                kept = file.read()
-        lines = [line for line in text.splitlines() if line]
-        if '"perdure-audit-proof/1"' in text[:200]:
-            problems, size, signed = check_proof(json.loads(text), name, public)
+        head = read_head(note)
+    except ValueError as error:
+        return [], [Finding("checkpoint", f"{what} is malformed: {error}")]
+    why = signed_by(head, key)
+    if why:
+        return [], [Finding("origin" if head.origin != key.name else "signature", f"{what}: {why}")]
+    reasons = filter(None, (cosigned_by(head, witness) for witness in witnesses))
+    return [head], [Finding("witness", f"{what}: {why}") for why in reasons]
+
+
+def check_export(
+    lines: Iterable[bytes], note: str, key: Key, seen: Iterable[str] = (), witnesses: Iterable[Key] = ()
+) -> tuple[int, list[Finding]]:
+    """How many records an export has, and what is wrong with it: held against a checkpoint and others seen before."""
+    heads, findings = check_head(note, key, witnesses, "the checkpoint")
+    for number, other in enumerate(seen, start=1):
+        more, wrong = check_head(other, key, (), f"checkpoint {number} of those seen before")
+        heads, findings = heads + more, findings + wrong
+    roots: dict[int, bytes] = {}
+    for head in heads:
+        if roots.setdefault(head.size, head.root) != head.root:
+            findings.append(Finding("fork", f"the log signed two histories of {head.size} records"))
+    check = Check(key, heads)
+    check.read(lines)
+    return check.tree.size, findings + check.end()
+
+
+def check_proof(bundle: str, key: Key, witnesses: Iterable[Key] = ()) -> list[Finding]:
+    """What is wrong with a bundle that proves one record."""
+    try:
+        found = json.loads(bundle)
+        leaf, index, note = found["leaf"].encode(), found["index"], str(found["checkpoint"])
+        proof = [base64.b64decode(item, validate=True) for item in found["proof"]]
+        if found["format"] != PROOF_FORMAT or type(index) is not int:
+            raise ValueError("it has another format")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [Finding("malformed", f"the bundle is no proof: {error}")]
+    heads, findings = check_head(note, key, witnesses, "the checkpoint")
+    hashed = sha256(b"\x00" + leaf).digest()
+    if any(not is_included(hashed, index, head.size, proof, head.root) for head in heads):
+        findings.append(Finding("proof", f"it is not record {index} of those that were signed", index))
+    return findings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="+", metavar="FILE", help="export.jsonl checkpoint.txt public.key")
+    parser.add_argument("--proof", action="store_true", help="FILE is: bundle.json public.key")
+    parser.add_argument("--seen", action="append", default=[], help="a checkpoint that you or a witness kept")
+    parser.add_argument("--witness", action="append", default=[], help="a witness that must have cosigned")
+    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    chosen = parser.parse_args(arguments)
+    try:
+        if len(chosen.files) != (2 if chosen.proof else 3):
+            raise ValueError("expected export, checkpoint and key; with --proof, bundle and key")
+        key = read_key(Path(chosen.files[-1]).read_text("utf-8"))
+        witnesses = [read_key(Path(path).read_text("utf-8")) for path in chosen.witness]
+        if chosen.proof:
+            size, findings = 1, check_proof(Path(chosen.files[0]).read_text("utf-8"), key, witnesses)
         else:
-            problems, size, signed = check_log(lines, name, public, kept)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        print(f"cannot be read: {error!r}", file=sys.stderr)
+            note, *seen = (Path(path).read_text("utf-8") for path in (chosen.files[1], *chosen.seen))
+            with Path(chosen.files[0]).open("rb") as file:
+                lines = iter(lambda: file.readline(LINE_BYTES_MAX), b"")  # a longer one comes in parts
+                size, findings = check_export(lines, note, key, seen, witnesses)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"the check could not be made: {error}\n")
         return 2
-    for problem in problems:
-        print(f"NOT WHOLE: {problem}")
-    if not problems:
-        print(f"whole: {size} records, {signed} covered by signatures of `{name}`")
-    return 1 if problems else 0
+    verdict = f"{size} record(s) of `{key.name}`: {'NOT ' if findings else ''}as signed"
+    shown = [*(f"{item.code}: {item.message}" for item in findings), verdict]
+    if chosen.json:
+        rows = [item._asdict() for item in findings]
+        shown = [json.dumps({"ok": not rows, "records": size, "findings": rows})]
+    sys.stdout.write("\n".join(shown) + "\n")
+    return 1 if findings else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

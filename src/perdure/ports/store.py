@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from perdure.core.actions import Account, ActionFilter, ActionRecord, ActionState, Budget, Served, Spend
 from perdure.core.approvals import Containment, GrantRecord, KeyRecord
-from perdure.core.audit import AuditRecord, AuditRow, Checkpoint
+from perdure.core.audit import AuditLeaf, AuditRecord
 from perdure.core.entries import AnyEntry, Entry
 from perdure.core.records import Mail, Question, RunFilter, RunRecord, Schedule, Status
 from perdure.core.values import Payload
@@ -271,56 +271,71 @@ class Transaction(Protocol):
         ...
 
     # -- the audit log
-    def audit(self, record: AuditRecord, *, sealed: bytes = b"", subject: str = "") -> int:
-        """Add a record to the log, with encrypted details beside it; its place, from 0."""
+    def audit(self, record: AuditRecord, sealed: bytes = b"", subject: str = "") -> int:
+        """Append a record to the log and to its tree; its place, from 0.
+
+        Args:
+            record: what happened; ``record.sealed`` is set from ``sealed``.
+            sealed: details to be kept beside the log (see ``governance.sealed``).
+            subject: whose key sealed them.
+
+        Raises:
+            InputInvalidError: the record is not what a record may be (see ``core.audit.encode_record``).
+        """
         ...
 
-    def audit_node(self, level: int, place: int) -> bytes:
-        """The hash of a complete subtree of the log: of the leaves from ``place * 2**level`` on."""
+    def audit_records(self, after: int = -1, limit: int | None = None) -> list[AuditLeaf]:
+        """Records with a place over ``after``, in order."""
         ...
 
-    def audit_size(self) -> int:
-        """How many records there are."""
+    def audit_of(self, run: str, call: int | None = None) -> list[AuditLeaf]:
+        """The records about a run, or about one call of it, in order."""
         ...
 
     def audit_head(self) -> tuple[int, bytes]:
-        """How many records there are, and the root over them (RFC 6962)."""
+        """How many records there are, and the root hash over them."""
         ...
 
-    def audit_rows(self, start: int = 0, end: int | None = None) -> Iterator[AuditRow]:
-        """Records from place ``start`` to before ``end``, in order."""
+    def audit_hash(self, level: int, index: int) -> bytes:
+        """The hash of the ``2**level`` records from ``index * 2**level`` on (``governance.merkle.Hashes``).
+
+        Raises:
+            AuditInvalidError: they are not all there.
+        """
         ...
 
-    def audit_of(self, run: str, call: int | None = None) -> list[AuditRow]:
-        """The records of a run, or of one of its actions."""
+    def put_checkpoint(self, note: str) -> None:
+        """Keep a signed checkpoint; to one with the same text its signatures are added (one of the same key replaces).
+
+        It is a broken invariant if the log is shorter, or as long and has another root. The signature is not checked.
+
+        Raises:
+            AuditInvalidError: it is no checkpoint.
+        """
         ...
 
-    def audit_sealed(self, place: int) -> tuple[str, bytes] | None:
-        """The subject and the encrypted details of a record."""
+    def checkpoints(self, after: int = -1, limit: int | None = None) -> list[str]:
+        """Signed checkpoints of more than ``after`` records, the smallest first."""
+        ...
+
+    def latest_checkpoint(self) -> str | None:
+        """The checkpoint of the most records; of those of one size, the last that was made."""
+        ...
+
+    def audit_sealed(self, index: int) -> tuple[str, bytes] | None:
+        """The subject (empty once erased) and the sealed details of a record."""
         ...
 
     def subject_key(self, subject: str) -> bytes | None:
-        """The encrypted key of a subject."""
+        """The wrapped data key of a subject; ``None`` if there is none, or it was erased."""
         ...
 
-    def put_subject_key(self, subject: str, key: bytes) -> None:
-        """Keep the encrypted key of a subject."""
+    def put_subject_key(self, subject: str, wrapped: bytes) -> None:
+        """Set the wrapped data key of a subject. Another data key than before makes its earlier details unreadable."""
         ...
 
     def drop_subject_key(self, subject: str) -> bool:
-        """Destroy the key of a subject; whether there was one."""
-        ...
-
-    def put_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep a signed head; one of the same size is replaced."""
-        ...
-
-    def checkpoints(self) -> list[Checkpoint]:
-        """Every signed head, by size."""
-        ...
-
-    def last_checkpoint(self) -> Checkpoint | None:
-        """The newest signed head."""
+        """Erase a subject: its key, and its name beside the sealed details; whether there was a key. Proofs stay valid."""
         ...
 
 

@@ -6,9 +6,11 @@ import sqlite3
 from pathlib import Path
 
 from perdure.core.errors import CorruptError, PerdureError
+from perdure.governance.merkle import Frontier, leaf_hash
 from perdure.stores.sqlite.schema import open_connection, translate, translated
 from perdure.stores.sqlite.transaction import SqliteTransaction
 
+_AUDIT_SINCE = 3  # the schema's version with an audit log
 _PAGES_PER_STEP = 1_000  # copied at a time, so that a backup does not hold off the writer for long
 
 
@@ -32,7 +34,10 @@ def backup(source: Path, target: Path) -> None:
 
 
 def integrity(path: Path) -> list[str]:
-    """What is wrong with a database: pages, then the checksum of every journal entry. Empty means intact."""
+    """What is wrong with a database: pages, the checksum of every journal entry, the tree of the audit log. Empty means intact.
+
+    This finds damage. Who can write the file can also write what this compares: for that there are checkpoints.
+    """
     try:
         connection = open_connection(path, read_only=True)
     except PerdureError as error:
@@ -45,11 +50,34 @@ def integrity(path: Path) -> list[str]:
                 transaction.journal(run_id)
             except CorruptError as error:
                 problems.append(str(error))
+        problems += _audit_problems(connection)
     except sqlite3.Error as error:
         return [str(translate(error))]
     finally:
         connection.close()
     return problems
+
+
+def _audit_problems(connection: sqlite3.Connection) -> list[str]:
+    """What does not fit together in the audit log."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] < _AUDIT_SINCE:
+        return []
+    frontier = Frontier()
+    for place, leaf, hashed in connection.execute(
+        "SELECT place, leaf, hash FROM audit_leaves ORDER BY place"
+    ):
+        if place != frontier.size:
+            return [f"record {frontier.size} of the audit log is missing"]
+        if leaf_hash(leaf) != hashed:
+            return [f"record {place} of the audit log was changed"]
+        frontier, nodes = frontier.append(hashed)
+        for level, index, found in nodes:
+            query = "SELECT hash FROM audit_hashes WHERE level = ? AND place = ?"
+            if connection.execute(query, (level, index)).fetchone() != (found,):
+                return [f"hash {index} on level {level} of the audit log's tree is not that of its records"]
+    if connection.execute("SELECT size, edge FROM audit_head").fetchall() != [(frontier.size, frontier.edge)]:
+        return ["the head of the audit log is not that of its records"]
+    return []
 
 
 def sizes(path: Path) -> dict[str, int]:

@@ -14,7 +14,7 @@ from perdure.core.errors import CorruptError, FenceError, JournalCorruptError, U
 from perdure.core.records import RunFilter, Status
 from perdure.core.values import Payload
 from perdure.ports import Store, Transaction
-from perdure.testing.conformance import store_ledger, store_queue
+from perdure.testing.conformance import store_audit, store_ledger, store_queue
 from perdure.testing.conformance.checks import check, refused, same
 from perdure.testing.conformance.rows import SENT, first, insert, row, running, slept
 
@@ -235,4 +235,5 @@ CASES = (
     blobs_come_back_whole,
     *store_queue.CASES,
     *store_ledger.CASES,
+    *store_audit.CASES,
 )
