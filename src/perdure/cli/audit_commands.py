@@ -3,10 +3,9 @@
 # ruff: noqa: D417 - cyclopts reads the docstrings; the options that many commands share are described in ``options``
 
 import dataclasses
-import json as json_module
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -37,27 +36,21 @@ def verify(
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"`{checkpoint}` cannot be read: {error}") from error
 
-    def tell(done: int, size: int) -> None:
-        if sys.stderr.isatty():
-            out.note(f"{done:,} of {size:,} records")
-
     async def work(runtime: Runtime) -> Verified:
-        return runtime.audit.verify(key=key, known=known, progress=tell)
+        return runtime.audit.verify(key=key, known=known)
 
     found = beside(data, work)
     if json:
         out.emit({**dataclasses.asdict(found), "whole": found.is_whole})
     elif found.is_whole:
-        out.text(
-            f"whole: {found.size} records, {found.signed_size} of them under {found.checkpoints} signed heads"
-        )
+        out.text(f"nothing found: {found.size} records, {found.signed} of them under the newest signed head")
         if key is None:
             out.text(
                 "The key is that of the data directory; keep `perdure audit key` elsewhere and give it with `--key`."
             )
     else:
         for problem in found.problems:
-            out.text(f"NOT WHOLE: {problem}")
+            out.text(f"FOUND: {problem}")
     return 0 if found.is_whole else 1
 
 
@@ -96,47 +89,59 @@ def show(
     Args:
         action: Its id.
     """
+    import msgspec
+
     from perdure.cli import views
     from perdure.cli.opening import beside
+    from perdure.core.audit import AuditLeaf
     from perdure.runtime import Runtime
 
-    async def work(runtime: Runtime) -> list[tuple[int, dict[str, Any]]]:
+    async def work(runtime: Runtime) -> list[AuditLeaf]:
         return runtime.audit.records(action)
 
     out = Out(json)
-    rows = beside(data, work)
+    rows = [(leaf.index, leaf.record) for leaf in beside(data, work)]
     if json:
         for place, record in rows:
-            out.emit({"place": place, **record})
+            out.emit({"index": place, **msgspec.to_builtins(record)})
         return
     table = [
         [
-            str(place), views.when(record["at_ms"]), record["kind"], record.get("state", ""),
-            ", ".join(record.get("codes", ())), record.get("by", ""), record.get("note", ""),
+            str(place), views.when(record.at_ms), record.kind, record.state, ", ".join(record.codes), record.by,
+            "; ".join(record.refs.values()),
         ]
         for place, record in rows
     ]  # fmt: skip
     out.table(
-        ("place", "when", "what", "state", "reasons", "by", "note"), table, empty="the log says nothing of it"
+        ("record", "when", "what", "state", "reasons", "by", "note"),
+        table,
+        empty="the log says nothing of it",
     )
 
 
 @audit.command
 def prove(
-    action: Annotated[str, Parameter(name="RUN/CALL")], /, *, data: Data = DATA, json: Json = False
+    action: Annotated[str, Parameter(name="RUN/CALL")],
+    /,
+    *,
+    record: int | None = None,
+    data: Data = DATA,
+    json: Json = False,
 ) -> None:
-    """The proof of one action, as JSON: it is checked without the log, with `verify_file.py`.
+    """The proof of what the log says of an action, as JSON: `verify_file.py --proof` checks it without the log.
 
     Args:
         action: Its id.
+        record: Which record about it (default: the last).
     """
+    del json  # it is JSON anyhow
     from perdure.cli.opening import beside
     from perdure.runtime import Runtime
 
-    async def work(runtime: Runtime) -> dict[str, Any]:
-        return await runtime.audit.prove(action)
+    async def work(runtime: Runtime) -> bytes:
+        return await runtime.audit.prove(action, record)
 
-    print(json_module.dumps(beside(data, work), indent=None if json else 2))
+    sys.stdout.write(beside(data, work).decode())
 
 
 @audit.command
@@ -161,10 +166,10 @@ def export(
         await runtime.audit.checkpoint()
         lines = runtime.audit.export(format)
         if output is None:
-            return sum(1 for line in lines if print(line) is None)
+            return sum(1 for line in lines if sys.stdout.write(line.decode()))
         try:
-            with output.open("w", encoding="utf-8") as file:
-                return sum(1 for line in lines if file.write(f"{line}\n"))
+            with output.open("wb") as file:
+                return sum(1 for line in lines if file.write(line))
         except OSError as error:
             raise UsageError(f"`{output}` cannot be written: {error.strerror}") from error
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from perdure.core.actions import ActionRecord, ActionState
 from perdure.core.audit import AuditKind, AuditRecord
 from perdure.core.verdicts import Reason
-from perdure.governance.sealed import digest
 from perdure.ports import Transaction
 
 S = ActionState
 KINDS: dict[ActionState, AuditKind] = {
     S.HELD: "held",
     S.INTENDED: "intended",
-    S.REFUSED: "refused",
+    S.REFUSED: "judged",
     S.UNKNOWN: "doubted",
     S.SUCCEEDED: "ended",
     S.FAILED: "ended",
     S.LOST: "ended",
+}
+VERDICTS: dict[ActionState, Literal["allow", "hold", "deny"]] = {
+    S.INTENDED: "allow",
+    S.HELD: "hold",
+    S.REFUSED: "deny",
 }
 
 
@@ -61,14 +66,14 @@ def note(
             what=row.what,
             name=row.name,
             state=row.state.value,
+            verdict=VERDICTS.get(row.state, ""),
             codes=codes or ((row.code,) if row.code else ()),
             policy=policy,
             tier="process" if row.attempt else "none",
             by=by,
-            grant=grant,
-            note=text,
-            sealed=digest(data),
+            jti=grant,
+            refs={"note": text} if text else {},
         ),
-        sealed=data,
-        subject=subject,
+        data,
+        subject,
     )

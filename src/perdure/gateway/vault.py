@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from perdure.core.errors import InputInvalidError
-from perdure.governance.sealed import KEY_BYTES, NONCE_BYTES, seal, unseal
+from perdure.governance.sealed import KEY_BYTES, NONCE_BYTES, open_sealed, seal, unwrap_key, wrap_key
 from perdure.ports import Entropy, Transaction
 
 CACHED_MAX = 1_000
@@ -31,25 +31,26 @@ class Vault:
         wrapped = tx.subject_key(subject)
         if wrapped is None:
             key = self._bytes(KEY_BYTES)
-            wrapped = seal(self._master, key, self._bytes(NONCE_BYTES))
+            wrapped = wrap_key(self._master, key, subject, self._bytes(NONCE_BYTES))
             tx.put_subject_key(subject, wrapped)
-        return seal(self._unwrapped(wrapped), data, self._bytes(NONCE_BYTES))
+        return seal(self._unwrapped(wrapped, subject), data, self._bytes(NONCE_BYTES))
 
     def unseal(self, tx: Transaction, subject: str, sealed: bytes) -> bytes:
         """What was sealed.
 
         Raises:
-            InputInvalidError: the subject's key was erased, or the details were changed.
+            InputInvalidError: the subject's key was erased.
+            AuditInvalidError: the details were changed.
         """
         wrapped = tx.subject_key(subject)
         if wrapped is None:
-            raise InputInvalidError(f"the details of `{subject}` were erased", subject=subject)
-        return unseal(self._unwrapped(wrapped), sealed)
+            raise InputInvalidError("the details were erased")
+        return open_sealed(self._unwrapped(wrapped, subject), sealed)
 
-    def _unwrapped(self, wrapped: bytes) -> bytes:
+    def _unwrapped(self, wrapped: bytes, subject: str) -> bytes:
         key = self._keys.get(wrapped)
         if key is None:
-            key = self._keys[wrapped] = unseal(self._master, wrapped)
+            key = self._keys[wrapped] = unwrap_key(self._master, wrapped, subject)
             if len(self._keys) > CACHED_MAX:
                 self._keys.popitem(last=False)
         return key

@@ -249,7 +249,7 @@ class Keys:
                     raise UsageError(f"key `{key.kid}` was revoked; make a new one with `perdure keys new`")
                 tx.put_key(key)
                 text = f"registered for {key.person}: {', '.join(key.roles)}"
-                tx.audit(AuditRecord(kind="key", at_ms=now_ms, name=key.kid, by=by, note=text))
+                tx.audit(AuditRecord(kind="keys", at_ms=now_ms, name=key.kid, by=by, refs={"note": text}))
 
         await self._runtime.store.transact(work)
 
@@ -269,7 +269,11 @@ class Keys:
                 )
             key = msgspec.structs.replace(found[0], revoked_ms=found[0].revoked_ms or now_ms)
             tx.put_key(key)
-            tx.audit(AuditRecord(kind="key", at_ms=now_ms, name=key.kid, by=by, note=f"revoked: {reason}"))
+            tx.audit(
+                AuditRecord(
+                    kind="keys", at_ms=now_ms, name=key.kid, by=by, refs={"note": f"revoked: {reason}"}
+                )
+            )
             return key
 
         return await self._runtime.store.transact(work)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import os
@@ -11,21 +10,22 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from perdure.core.audit import AuditRecord, Checkpoint
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from perdure.core.audit import AuditLeaf, AuditRecord
 from perdure.core.errors import (
     ActionUnknownError,
-    CorruptError,
     DataDirInvalidError,
     InputInvalidError,
     PerdureError,
     UsageError,
 )
 from perdure.gateway.vault import Vault
-from perdure.governance.checkpoints import Head, Signer, is_signed, read_note, read_verifier
-from perdure.governance.exports import dsse, ocsf
-from perdure.governance.merkle import Frontier, inclusion, leaf_hash, root
+from perdure.governance import exports, verify_file
+from perdure.governance.checkpoints import checkpoint, parse_checkpoint, sign_checkpoint
+from perdure.governance.notes import VerifierKey
 from perdure.ports import Store, Transaction
 from perdure.runtime.actions import parts
 
@@ -37,17 +37,23 @@ SIGN_S = 1.0  # how often a new head is signed, if there is one
 LOG_KEYS = "audit.key"  # in the data directory: the seed of the log's key, and the master key of the details
 PUBLIC = "audit.pub"
 SEED_BYTES = 32
-PROGRESS = 50_000  # records between two signs of life
-PROBLEMS_MAX = 50
-OCSF_PRODUCT = "0.3"
+PRODUCT = "0.3.0"
+SEEN_MAX = 64  # older checkpoints that are looked at too: each costs a verifier without libraries 5 ms
+Form = Literal["jsonl", "ocsf", "dsse"]
 
 
 @dataclass(frozen=True, slots=True)
 class LogKeys:
     """What a data directory signs and seals with."""
 
-    signer: Signer
+    origin: str
+    private: Ed25519PrivateKey
     master: bytes
+
+    @property
+    def verifier(self) -> VerifierKey:
+        """The public key."""
+        return VerifierKey.of(self.origin, self.private)
 
 
 def log_keys(folder: Path, origin: str) -> LogKeys:
@@ -72,9 +78,10 @@ def log_keys(folder: Path, origin: str) -> LogKeys:
             finally:
                 part.unlink()
         found = json.loads(path.read_text(encoding="utf-8"))
-        signer = Signer(origin, bytes.fromhex(found["log"]))
-        (folder / PUBLIC).write_text(f"{signer.verifier}\n", encoding="utf-8")
-        return LogKeys(signer, bytes.fromhex(found["master"]))
+        private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(found["log"]))
+        keys = LogKeys(origin, private, bytes.fromhex(found["master"]))
+        (folder / PUBLIC).write_text(f"{keys.verifier.text}\n", encoding="utf-8")
+        return keys
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataDirInvalidError(f"the keys of the audit log in `{path}` cannot be used: {error}") from error
 
@@ -84,33 +91,34 @@ def origin_of(runtime_id: str) -> str:
     return f"perdure.log/{runtime_id}"
 
 
-async def sign_head(store: Store, signer: Signer, now_ms: int) -> Checkpoint | None:
-    """Sign the head of the log, if it has grown since the last time."""
+async def sign_head(store: Store, keys: LogKeys, now_ms: int) -> str:
+    """Sign the head of the log, if it has grown since the last time; the newest signed head (empty without records)."""
 
-    def head(tx: Transaction) -> tuple[int, bytes, int]:
-        last = tx.last_checkpoint()
-        size, found = tx.audit_head()
-        return size, found, last.size if last else 0
+    def look(tx: Transaction) -> tuple[int, bytes, str]:
+        return *tx.audit_head(), tx.latest_checkpoint() or ""
 
-    size, found, signed = store.read(head)
-    if size == signed:
-        return None
-    made = Checkpoint(size=size, note=signer.sign(Head(signer.name, size, found)), at_ms=now_ms)
-    await store.transact(lambda tx: tx.put_checkpoint(made))
-    return made
+    size, root, last = store.read(look)
+    if size == (parse_checkpoint(last).size if last else 0):
+        return last
+    note = sign_checkpoint(checkpoint(keys.origin, size, root, now_ms), keys.private)
+    await store.transact(lambda tx: tx.put_checkpoint(note))
+    return note
 
 
 @asynccontextmanager
-async def signing(store: Store, signer: Signer, now_ms: Callable[[], int]) -> AsyncIterator[None]:
+async def signing(store: Store, keys: LogKeys, now_ms: Callable[[], int]) -> AsyncIterator[None]:
     """Sign new heads while this is entered, and once more on leaving."""
+
+    async def sign() -> None:
+        try:
+            await sign_head(store, keys, now_ms())
+        except PerdureError as error:  # the next one covers what this one would have
+            log.warning("the head of the audit log was not signed: %s", error)
 
     async def work() -> None:
         while True:
             await asyncio.sleep(SIGN_S)
-            try:
-                await sign_head(store, signer, now_ms())
-            except PerdureError as error:  # the next one covers what this one would have
-                log.warning("the head of the audit log was not signed: %s", error)
+            await sign()
 
     task = asyncio.create_task(work(), name="perdure-audit")
     try:
@@ -118,31 +126,27 @@ async def signing(store: Store, signer: Signer, now_ms: Callable[[], int]) -> As
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        try:
-            await sign_head(store, signer, now_ms())
-        except PerdureError as error:
-            log.warning("the last head of the audit log was not signed: %s", error)
+        await sign()
 
 
 @dataclass(slots=True)
 class Verified:
-    """What a verification found."""
+    """What a verification found.
+
+    Attributes:
+        size: how many records there are.
+        signed: how many of them the newest checkpoint covers.
+        problems: what is wrong; empty if nothing was found.
+    """
 
     size: int = 0
-    checkpoints: int = 0
-    signed_size: int = 0
-    root: str = ""
+    signed: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
-
-    def tell(self, problem: str) -> None:
-        """Note a problem."""
-        if len(self.problems) < PROBLEMS_MAX:
-            self.problems.append(problem)
 
 
 class Audit:
@@ -153,36 +157,32 @@ class Audit:
         self.keys: LogKeys | None = None
 
     # -- looking
-    def records(
-        self, action: str | None = None, *, run: str | None = None
-    ) -> list[tuple[int, dict[str, Any]]]:
-        """Records of an action or a run, with their places."""
+    def records(self, action: str | None = None, *, run: str = "") -> list[AuditLeaf]:
+        """Records of an action, or of a run, in order."""
         if action is not None:
             name, call = parts(action)
-            rows = self._runtime.store.read(lambda tx: tx.audit_of(name, call))
-        else:
-            rows = self._runtime.store.read(lambda tx: tx.audit_of(run or ""))
-        return [(row.index, row.data) for row in rows]
+            return self._runtime.store.read(lambda tx: tx.audit_of(name, call))
+        return self._runtime.store.read(lambda tx: tx.audit_of(run))
 
-    def details(self, place: int) -> bytes:
+    def details(self, index: int) -> bytes:
         """The decrypted details of a record.
 
         Raises:
             InputInvalidError: there are none, or they were erased.
         """
-        keys = self._keys()
+        vault = Vault(self._keys().master, self._runtime.entropy)
 
         def work(tx: Transaction) -> bytes:
-            found = tx.audit_sealed(place)
+            found = tx.audit_sealed(index)
             if found is None:
-                raise InputInvalidError(f"record {place} has no details")
-            return Vault(keys.master, self._runtime.entropy).unseal(tx, *found)
+                raise InputInvalidError(f"record {index} has no details")
+            return vault.unseal(tx, *found)
 
         return self._runtime.store.read(work)
 
     def verifier(self) -> str:
-        """The public key of the log as text."""
-        return self._keys().signer.verifier
+        """The public key of the log as text (C2SP signed-note)."""
+        return self._keys().verifier.text
 
     def _keys(self) -> LogKeys:
         if self.keys is None:
@@ -190,90 +190,103 @@ class Audit:
         return self.keys
 
     # -- proving
-    async def prove(self, action: str) -> dict[str, Any]:
-        """A bundle that shows, without the log, what the log says of an action: records, proofs, a signed head.
+    async def checkpoint(self) -> str:
+        """Sign the head now; the newest signed head.
 
         Raises:
-            ActionUnknownError: the log says nothing of it.
+            UsageError: the log is empty.
         """
-        keys = self._keys()
-        await sign_head(self._runtime.store, keys.signer, self._runtime.now_ms())
-        run, call = parts(action)
+        note = await sign_head(self._runtime.store, self._keys(), self._runtime.now_ms())
+        if not note:
+            raise UsageError("the audit log has no records yet")
+        return note
 
-        def work(tx: Transaction) -> dict[str, Any]:
-            head = tx.last_checkpoint()
-            rows = tx.audit_of(run, call)
-            if head is None or not rows:
-                raise ActionUnknownError(f"the audit log says nothing of action `{action}`", action=action)
-            proofs = [
-                {
-                    "place": row.index,
-                    "leaf": row.leaf.decode(),
-                    "proof": [
-                        base64.b64encode(item).decode()
-                        for item in inclusion(row.index, head.size, tx.audit_node)
-                    ],
-                }
-                for row in rows
-            ]
-            return {"type": "perdure-audit-proof/1", "action": action, "key": keys.signer.verifier, "checkpoint": head.note, "records": proofs}  # fmt: skip
-
-        return self._runtime.store.read(work)
-
-    async def checkpoint(self) -> str:
-        """Sign the head now; the newest signed head."""
-        await sign_head(self._runtime.store, self._keys().signer, self._runtime.now_ms())
-        found = self._runtime.store.read(lambda tx: tx.last_checkpoint())
-        return "" if found is None else found.note
-
-    def export(self, form: Literal["jsonl", "ocsf", "dsse"] = "jsonl") -> Iterator[str]:
-        """The log as lines of JSON.
+    async def prove(self, action: str, index: int | None = None) -> bytes:
+        """A bundle that shows, without the log, what one record of it says of an action; ``verify_file --proof`` reads it.
 
         Args:
-            form: ``jsonl``: a header, every leaf in its order, every checkpoint, which ``verify_file`` reads; ``ocsf``: events
-                of class API Activity; ``dsse``: each record in a signed envelope.
+            action: its id, ``run/call``.
+            index: the place of the record; by default the last one about it.
+
+        Raises:
+            ActionUnknownError: the log says nothing of it there.
         """
-        keys = self._keys()
-        if form == "jsonl":
-            yield json.dumps({"type": "perdure-audit/1", "key": keys.signer.verifier})
-        start = 0
-        size = self._runtime.store.read(lambda tx: tx.audit_size())
-        while start < size:
-            end = min(size, start + PROGRESS)
-            rows = self._runtime.store.read(lambda tx, a=start, b=end: list(tx.audit_rows(a, b)))  # type: ignore[misc]
-            for row in rows:
-                if form == "jsonl":
-                    yield json.dumps({"leaf": row.leaf.decode()})
-                elif form == "ocsf":
-                    yield ocsf(row, OCSF_PRODUCT)
-                else:
-                    yield dsse(row, keys.signer.sign_bytes, keys.signer.verifier)
-            start = end
-        if form != "jsonl":
-            return
-        for item in self._runtime.store.read(lambda tx: tx.checkpoints()):
-            if item.size <= size:
-                yield json.dumps({"checkpoint": item.note})
+        note = await self.checkpoint()
+        leaves = [leaf for leaf in self.records(action) if index in (None, leaf.index)]
+        if not leaves:
+            raise ActionUnknownError(f"the audit log says nothing of action `{action}`", action=action)
+        return self._runtime.store.read(lambda tx: exports.prove(leaves[-1], note, tx.audit_hash))
+
+    def export(self, form: Form = "jsonl") -> Iterator[bytes]:
+        """The log, line by line.
+
+        Args:
+            form: ``jsonl``: what ``verify_file`` reads; ``ocsf``: events of class API Activity; ``dsse``: signed envelopes with
+                an in-toto statement about some records each.
+        """
+        keys, store = self._keys(), self._runtime.store
+
+        def page(after: int, limit: int) -> list[AuditLeaf]:
+            return store.read(lambda tx: tx.audit_records(after, limit))
+
+        match form:
+            case "jsonl":
+                notes = store.read(lambda tx: tx.checkpoints())
+                yield from exports.export_lines(keys.origin, exports.paged(page), notes)
+            case "ocsf":
+                for leaf in exports.paged(page):
+                    yield json.dumps(exports.ocsf(leaf, keys.origin, PRODUCT)).encode() + b"\n"
+            case "dsse":
+                after = -1
+                while leaves := page(after, exports.STATEMENTS_MAX):
+                    yield exports.envelope(exports.statement(keys.origin, leaves), keys.origin, keys.private)
+                    after = leaves[-1].index
 
     # -- verifying
-    def verify(
-        self,
-        *,
-        key: str | None = None,
-        known: str | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Verified:
+    def verify(self, *, key: str | None = None, known: str | None = None) -> Verified:
         """Look at every record, every hash and every signature, and hold the ledger against the log.
 
         Args:
             key: the public key of the log, kept elsewhere; by default that of the data directory, which whoever changes
                 the directory could change too.
             known: a checkpoint that was kept elsewhere: the log must continue it.
-            progress: is told how many of how many records were looked at.
+
+        Raises:
+            InputInvalidError: the key is none.
         """
-        text = key or self.verifier()
-        name, public = read_verifier(text)
-        return self._runtime.store.read(lambda tx: _verify(tx, name, public, known, progress))
+        try:
+            expected = verify_file.read_key(key or self.verifier())
+        except ValueError as error:
+            raise InputInvalidError(f"a verifier key is `name+id+key`: {error}") from error
+        return self._runtime.store.read(lambda tx: self._verified(tx, expected, known))
+
+    def _verified(self, tx: Transaction, key: verify_file.Key, known: str | None) -> Verified:
+        found = Verified()
+        notes = tx.checkpoints()
+        states: dict[str, dict[int, str]] = {}
+
+        def leaves() -> Iterator[AuditLeaf]:
+            for leaf in exports.paged(tx.audit_records):
+                said = json.loads(leaf.leaf)
+                if said.get("run") and said.get("state") and said.get("call") is not None:
+                    states.setdefault(said["run"], {})[said["call"]] = said["state"]
+                yield leaf
+
+        lines = exports.export_lines(key.name, leaves(), notes)
+        if not notes:
+            found.size = sum(1 for _ in lines) - 1
+            found.problems += ["no head of the log is signed"] if found.size else []
+        else:
+            seen = [*notes[:-1][-SEEN_MAX:], *([known] if known else [])]
+            found.size, findings = verify_file.check_export(lines, notes[-1], key, seen)
+            found.problems += [item.message for item in findings if item.code != "uncovered"]
+            found.signed = min(found.size, parse_checkpoint(notes[-1]).size)
+        if known and not notes:
+            found.problems.append("the log has no signed head, and one was kept: its end was cut off")
+        if tx.audit_head()[0] != found.size:
+            found.problems.append(f"the head says {tx.audit_head()[0]} records, there are {found.size}")
+        found.problems += _of_the_ledger(tx, states)
+        return found
 
     async def erase(self, subject: str, *, by: str, reason: str = "") -> bool:
         """Destroy the key of a subject: the encrypted details about it are gone, the log and its proofs stay.
@@ -281,7 +294,7 @@ class Audit:
         Args:
             subject: such as ``user:anna``.
             by: who decides.
-            reason: why.
+            reason: why; without personal data, for it stays.
 
         Returns:
             Whether there was a key.
@@ -291,95 +304,19 @@ class Audit:
         def work(tx: Transaction) -> bool:
             was = tx.drop_subject_key(subject)
             if was:
-                tx.audit(AuditRecord(kind="erased", at_ms=now_ms, by=by, note=reason))
+                tx.audit(AuditRecord(kind="erased", at_ms=now_ms, by=by, refs={"reason": reason}))
             return was
 
         return await self._runtime.store.transact(work)
 
 
-def _verify(
-    tx: Transaction,
-    name: str,
-    public: bytes,
-    known: str | None,
-    progress: Callable[[int, int], None] | None,
-) -> Verified:
-    found = Verified()
-    size = tx.audit_size()
-    notes = {item.size: item.note for item in tx.checkpoints()}
-    kept = None if known is None else read_note(known)[0]
-    frontier = Frontier()
-    states: dict[tuple[str, int], str] = {}
-    for row in tx.audit_rows():
-        if row.index != frontier.size:
-            found.tell(f"record {frontier.size} is missing")
-            break
-        if _stored(tx, row.index) != leaf_hash(row.leaf):
-            found.tell(f"record {row.index} is not what was written: {row.leaf[:200]!r}")
-        data = row.data
-        if data.get("state") and data.get("run"):
-            states[data["run"], data.get("call", 0)] = data["state"]
-        frontier.append(row.leaf)
-        if (note := notes.pop(frontier.size, None)) is not None:
-            _check_note(found, note, frontier, name, public)
-        if kept is not None and kept.size == frontier.size and kept.root != frontier.root:
-            found.tell(
-                f"the first {kept.size} records are not those of the checkpoint that was kept: rewritten or forked"
-            )
-        if progress is not None and frontier.size % PROGRESS == 0:
-            progress(frontier.size, size)
-    found.size, found.root = frontier.size, frontier.root.hex()
-    for beyond in sorted(notes):
-        found.tell(
-            f"a checkpoint was signed over {beyond} records, the log has {frontier.size}: its end was cut off"
-        )
-    if kept is not None and kept.size > frontier.size:
-        found.tell(
-            f"the checkpoint that was kept has {kept.size} records, the log {frontier.size}: its end was cut off"
-        )
-    try:
-        is_fitting = root(frontier.size, tx.audit_node) == frontier.root
-    except CorruptError:
-        is_fitting = False
-    if not is_fitting:
-        found.tell("the stored hashes do not fit the records")
-    if found.signed_size < frontier.size and not found.checkpoints and frontier.size:
-        found.tell("no head of the log is signed")
-    _check_ledger(tx, states, found)
-    return found
-
-
-def _stored(tx: Transaction, place: int) -> bytes:
-    """The stored hash of a record; empty if there is none."""
-    try:
-        return tx.audit_node(0, place)
-    except CorruptError:
-        return b""
-
-
-def _check_note(found: Verified, note: str, frontier: Frontier, name: str, public: bytes) -> None:
-    head, _ = read_note(note)
-    if not is_signed(note, name, public):
-        found.tell(f"the checkpoint over {head.size} records is not signed with the key `{name}`")
-    elif head.origin != name or head.root != frontier.root:
-        found.tell(
-            f"the first {head.size} records are not those that were signed: changed between here and the checkpoint before"
-        )
-    else:
-        found.checkpoints += 1
-        found.signed_size = head.size
-
-
-def _check_ledger(tx: Transaction, states: dict[tuple[str, int], str], found: Verified) -> None:
-    """Every row of the ledger is in the state that the log says it is in."""
-    by_run: dict[str, dict[int, str]] = {}
-    for (run, call), state in states.items():
-        by_run.setdefault(run, {})[call] = state
-    for run, calls in by_run.items():
+def _of_the_ledger(tx: Transaction, states: dict[str, dict[int, str]]) -> Iterator[str]:
+    """Every row of the ledger must be in the state that the log says it is in."""
+    for run, calls in states.items():
         rows = {row.call: row for row in tx.run_actions(run)}
         for call, state in calls.items():
             row = rows.get(call)
             if row is None:
-                found.tell(f"the log tells of action {run}/{call}, the ledger does not have it")
+                yield f"the log tells of action {run}/{call}, the ledger does not have it"
             elif row.state.value != state:
-                found.tell(f"action {run}/{call} is `{row.state}` in the ledger and `{state}` in the log")
+                yield f"action {run}/{call} is `{row.state}` in the ledger and `{state}` in the log"

@@ -85,7 +85,12 @@ class Containments:
             until_ms=None if seconds is None else self._runtime.now_ms() + round(seconds * 1000),
         )
         record = AuditRecord(
-            kind="containment", at_ms=made.at_ms, name=made.scope, state=made.level, by=by, note=reason
+            kind="containment",
+            at_ms=made.at_ms,
+            name=made.scope,
+            state=made.level,
+            by=by,
+            refs={"note": reason},
         )
 
         def work(tx: Transaction) -> None:
@@ -105,7 +110,12 @@ class Containments:
             if was:
                 tx.audit(
                     AuditRecord(
-                        kind="containment", at_ms=now_ms, name=scope, state="lifted", by=by, note=reason
+                        kind="containment",
+                        at_ms=now_ms,
+                        name=scope,
+                        state="lifted",
+                        by=by,
+                        refs={"note": reason},
                     )
                 )
             return was

@@ -122,9 +122,7 @@ class Runtime:
             ) as runtime:
                 own.runtime = undoing.runtime = runtime
                 runtime.undoing, runtime.audit.keys = undoing, keys
-                async with (
-                    contextlib.nullcontext() if beside else signing(store, keys.signer, runtime.now_ms)
-                ):
+                async with contextlib.nullcontext() if beside else signing(store, keys, runtime.now_ms):
                     yield runtime
 
     @classmethod
