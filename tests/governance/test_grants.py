@@ -322,7 +322,7 @@ def test_what_is_shown_hides_nothing() -> None:
     assert "ac<U+200B>me" in shown
     assert "<U+001B>[2J<U+0007>" in shown
     assert "e<U+0301>" in shown
-    assert "3802 characters are not shown, SHA-256 of the whole" in shown
+    assert "3802 of 5002 characters are not shown; SHA-256 of the whole" in shown
     assert "line<U+000A>FALSE = true" in shown
     assert "payments over 1000 are asked for (policy-hold)" in shown
     assert "agent:clerk for user:ute" in shown
@@ -331,7 +331,7 @@ def test_what_is_shown_hides_nothing() -> None:
 @given(st.text(max_size=60))
 def test_one_line_for_each_argument(text: str) -> None:
     shown = display(claim(arguments={"a": text, text: 1}), ())
-    assert len(shown.splitlines()) <= 7
+    assert len(shown.splitlines()) <= 8
     assert all(line.isprintable() for line in shown.splitlines())
 
 
@@ -366,3 +366,43 @@ def test_key_sets_of_teams() -> None:
     for text in ("", "[]", '{"keys": 1}', json.dumps({"keys": [whole, whole]})):
         with pytest.raises(InputInvalidError):
             from_jwks(text, NOW)
+
+
+# -- what only the holder of a key can try
+def test_an_agent_cannot_approve_under_its_own_name() -> None:
+    for principals in (("agent:anna", "user:ute"), ("agent:clerk", "agent:anna", "user:ute")):
+        made = claim(principals=principals)
+        token = sign(
+            statement_of(made, REASONS, audience="here", jti="j", now_s=NOW // 1000, decision="approve"),
+            KEYS["anna"],
+        )
+        with pytest.raises(errors.GrantRequesterError, match="is an agent"):
+            granted(token, claim=made)
+
+
+def test_a_header_has_each_member_once() -> None:
+    found, _ = parts(signed("anna"))
+    protected = b64(json.dumps(HEADER).replace('"kid"', '"kid":"x","kid"', 1).encode())
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"anna").digest())
+    signature = b64(key.sign(f"{protected}.{found['payload']}".encode()))
+    with pytest.raises(errors.GrantMalformedError, match="once"):
+        granted(json.dumps({**found, "signatures": [{"protected": protected, "signature": signature}]}))
+
+
+def test_a_signature_has_one_spelling() -> None:
+    found, _ = parts(signed("anna"))
+    [mine] = found["signatures"]
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_="
+    for last in alphabet.replace(mine["signature"][-1], ""):
+        forged = {**found, "signatures": [{**mine, "signature": mine["signature"][:-1] + last}]}
+        with pytest.raises(errors.GrantRefusedError):
+            granted(json.dumps(forged))
+
+
+def test_deep_payloads_are_refused() -> None:
+    _, payload = parts(signed("anna", decision="approve_edited", arguments={"a": 1}))
+    deep = canonical(payload).replace(b'{"a":1}', b'{"a":' + b"[" * 9_000 + b"]" * 9_000 + b"}")
+    with pytest.raises(errors.GrantMalformedError):
+        granted(resigned(deep, HEADER))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import urlsafe_b64decode
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,19 @@ if TYPE_CHECKING:
     from joserfc.jwk import OKPKey
 
 SEED_BYTES = 32
+PUBLIC_BYTES = 32
 KEYS_MAX = 1_000
+_FIELD = 2**255 - 19
+# Points of small order: anybody can make a signature that such a "key" accepts (the y coordinates, RFC 8032 and beyond).
+_WEAK = frozenset(
+    {
+        0,
+        1,
+        _FIELD - 1,
+        2707385501144840649318225287225658788936804267575313519463743609750303021456,
+        _FIELD - 2707385501144840649318225287225658788936804267575313519463743609750303021456,
+    }
+)
 
 
 def private_key(seed: bytes) -> OKPKey:
@@ -91,6 +104,8 @@ def _record(jwk: Any, person: str, roles: Sequence[str], now_ms: int) -> KeyReco
         kid = OKPKey.import_key(public).thumbprint()
     except (JoseError, ValueError) as error:
         raise InputInvalidError("a public key cannot be read") from error
+    if _is_weak(public["x"]):
+        raise InputInvalidError("the public key is a point of small order, for which anybody can sign")
     return KeyRecord(
         kid=kid,
         person=checked_name("a person", person),
@@ -99,3 +114,9 @@ def _record(jwk: Any, person: str, roles: Sequence[str], now_ms: int) -> KeyReco
         jwk=json.dumps(public),
         created_ms=now_ms,
     )
+
+
+def _is_weak(x: str) -> bool:
+    data = urlsafe_b64decode(x + "=" * (-len(x) % 4))
+    height = int.from_bytes(data, "little") & (2**255 - 1)
+    return len(data) != PUBLIC_BYTES or height >= _FIELD or height in _WEAK
