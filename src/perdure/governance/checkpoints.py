@@ -10,8 +10,7 @@ import base64
 import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TYPE_CHECKING
 
 from perdure.core.errors import AuditInvalidError, InputInvalidError
 from perdure.governance.merkle import EMPTY_ROOT, HASH_BYTES
@@ -25,6 +24,9 @@ from perdure.governance.notes import (
     sign_note,
     verify_note,
 )
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _TIME = "at_ms "  # our one extension line
 _SIZE_DIGITS_MAX = 19  # 2^63 - 1

@@ -9,16 +9,18 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from perdure.core.audit import AuditLeaf, AuditRecord
 from perdure.core.errors import AuditInvalidError, InputInvalidError
 from perdure.governance.checkpoints import parse_checkpoint
 from perdure.governance.merkle import Hashes, inclusion_proof
 from perdure.governance.notes import VerifierKey, check_name
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 FORMAT = "perdure-audit/1"
 PROOF_FORMAT = "perdure-audit-proof/1"

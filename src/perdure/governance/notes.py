@@ -11,13 +11,12 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Self
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typing import TYPE_CHECKING, Self
 
 from perdure.core.errors import AuditInvalidError, InputInvalidError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SIGNS = 0x01  # signature type of an Ed25519 signature over a note's text
 COSIGNS = 0x04  # of a timestamped Ed25519 cosignature of a checkpoint
@@ -50,7 +49,7 @@ class VerifierKey:
     @classmethod
     def of(cls, name: str, private: Ed25519PrivateKey, kind: int = SIGNS) -> Self:
         """The public half of a private key."""
-        return cls(name, private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw), kind)
+        return cls(name, private.public_key().public_bytes_raw(), kind)
 
     @property
     def key_id(self) -> bytes:
@@ -81,6 +80,10 @@ class VerifierKey:
 
     def has_signed(self, message: bytes, signature: bytes) -> bool:
         """Whether the signature over the message is of this key."""
+        # Slow to import: for the first use, not for every start.
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
         except InvalidSignature:

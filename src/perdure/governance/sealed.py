@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from perdure.core.errors import AuditInvalidError, InputInvalidError
 
 KEY_BYTES = 32
@@ -35,6 +32,10 @@ def seal(subject_key: bytes, plaintext: bytes, nonce: bytes, aad: bytes = b"") -
     if len(subject_key) != KEY_BYTES or len(nonce) != NONCE_BYTES:
         message = f"sealing needs a key of {KEY_BYTES} and a nonce of {NONCE_BYTES} bytes"
         raise InputInvalidError(message)
+    from cryptography.hazmat.primitives.ciphers.aead import (
+        AESGCM,  # slow to import: for the first use, not for every start
+    )
+
     return nonce + AESGCM(subject_key).encrypt(nonce, plaintext, aad)
 
 
@@ -44,6 +45,9 @@ def open_sealed(subject_key: bytes, sealed: bytes, aad: bytes = b"") -> bytes:
     Raises:
         AuditInvalidError: the key, the bytes or ``aad`` are not those of the sealing.
     """
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     try:
         return AESGCM(subject_key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], aad)
     except (InvalidTag, ValueError) as error:

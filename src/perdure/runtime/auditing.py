@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from perdure.core.audit import AuditLeaf, AuditRecord
 from perdure.core.errors import (
     ActionUnknownError,
@@ -28,6 +26,9 @@ from perdure.governance.checkpoints import checkpoint, parse_checkpoint, sign_ch
 from perdure.governance.notes import VerifierKey
 from perdure.ports import Store, Transaction
 from perdure.runtime.actions import parts
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 if TYPE_CHECKING:
     from perdure.runtime.runtime import Runtime
@@ -62,6 +63,8 @@ def log_keys(folder: Path, origin: str) -> LogKeys:
     Raises:
         DataDirInvalidError: it cannot be read or written, or is damaged.
     """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     path = folder / LOG_KEYS
     try:
         if not path.exists():
