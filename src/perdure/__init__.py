@@ -41,7 +41,10 @@ from perdure.core.errors import (
 )
 from perdure.core.limits import Settings
 from perdure.core.models import Price, Upstream
+from perdure.core.principals import Principal
 from perdure.core.records import Status
+from perdure.core.tools import Done
+from perdure.core.verdicts import Demand, Verdict
 from perdure.runtime import RunHandle, Runtime
 
 __version__ = "0.2.0"
@@ -57,11 +60,14 @@ __all__ = [
     "Child",
     "CorruptError",
     "DeadlineExceededError",
+    "Demand",
+    "Done",
     "FunctionTool",
     "InputInvalidError",
     "Message",
     "PerdureError",
     "Price",
+    "Principal",
     "ProgramFailedError",
     "RefusedError",
     "ReplayError",
@@ -78,6 +84,7 @@ __all__ = [
     "UnavailableError",
     "Upstream",
     "UsageError",
+    "Verdict",
     "__version__",
     "agent",
     "current_run",

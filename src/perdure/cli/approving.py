@@ -149,7 +149,7 @@ def new_key(data: Path, out: Out, *, person: str | None, roles: list[str], key: 
         await runtime.keys.register([record], by=who)
         return record
 
-    record = beside(data, work)
+    record = beside(data, work, may_create=True)
     if out.json:
         out.emit({**msgspec.to_builtins(record), "file": str(path)})
         return
@@ -170,7 +170,7 @@ def import_keys(data: Path, out: Out, file: Path) -> None:
         await runtime.keys.register(found, by=getpass.getuser())
         return found
 
-    _table(out, beside(data, work))
+    _table(out, beside(data, work, may_create=True))
 
 
 def keys(data: Path, out: Out) -> None:

@@ -27,9 +27,16 @@ def existing(data: Path) -> Path:
     return path
 
 
-def beside(data: Path, work: Callable[[Runtime], Awaitable[T]], *, agents: Sequence[Any] = ()) -> T:
-    """Do something with an existing data directory, without driving its runs."""
-    existing(data)
+def beside(
+    data: Path,
+    work: Callable[[Runtime], Awaitable[T]],
+    *,
+    agents: Sequence[Any] = (),
+    may_create: bool = False,
+) -> T:
+    """Do something with a data directory, without driving its runs; it must be there, unless it may be made."""
+    if not may_create:
+        existing(data)
 
     async def go() -> T:
         async with Runtime.open(data, agents=agents, beside=True) as runtime:

@@ -6,28 +6,23 @@ text. Control flow that agent code must not swallow derives from ``BaseException
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-
-class PerdureError(Exception):
-    """The root of all errors raised by Perdure; ``facts`` holds what the message says, for programs."""
-
-    code: ClassVar[str] = "perdure-error"
-
-    def __init__(self, message: str, **facts: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.facts = facts
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.facts))
-
-
-def _rebuild(kind: type[PerdureError], message: str, facts: dict[str, Any]) -> PerdureError:
-    return kind(message, **facts)
+from perdure.core.failure import PerdureError as PerdureError
+from perdure.core.refusals import ActionDeniedError as ActionDeniedError
+from perdure.core.refusals import AddressRefusedError as AddressRefusedError
+from perdure.core.refusals import ApprovalExpiredError as ApprovalExpiredError
+from perdure.core.refusals import ApprovalRejectedError as ApprovalRejectedError
+from perdure.core.refusals import BudgetExhaustedError as BudgetExhaustedError
+from perdure.core.refusals import ContainedError as ContainedError
+from perdure.core.refusals import DivergedError as DivergedError
+from perdure.core.refusals import RefusedError as RefusedError
+from perdure.core.refusals import SessionBusyError as SessionBusyError
+from perdure.core.refusals import StatementRefusedError as StatementRefusedError
+from perdure.core.refusals import TokenRefusedError as TokenRefusedError
+from perdure.core.refusals import ToolChangedError as ToolChangedError
+from perdure.core.refusals import UndoConflictError as UndoConflictError
+from perdure.core.refusals import UnpricedError as UnpricedError
 
 
 # -- the developer must act -------------------------------------------------------------------
@@ -143,91 +138,6 @@ class OutsideRunError(UsageError):
     """A durable call was made by code that is not running inside the run."""
 
     code = "outside-run"
-
-
-# -- governance said no -----------------------------------------------------------------------
-class RefusedError(PerdureError):
-    """A rule said no; asking again without a change gives the same answer."""
-
-    code = "refused"
-
-
-class SessionBusyError(RefusedError):
-    """The session has an unfinished run and its policy is ``reject``."""
-
-    code = "session-busy"
-
-
-class BudgetExhaustedError(RefusedError):
-    """The run, or a run above it, has used up its budget; nothing was sent."""
-
-    code = "budget-exhausted"
-
-
-class UnpricedError(RefusedError):
-    """The model has no known price and a budget of money is in force, so the cost cannot be checked."""
-
-    code = "model-unpriced"
-
-
-class ActionDeniedError(RefusedError):
-    """A gate denies the action; the reasons have codes of their own."""
-
-    code = "action-denied"
-
-
-class ApprovalRejectedError(RefusedError):
-    """An approver rejected the held action; the message has the reason."""
-
-    code = "approval-rejected"
-
-
-class ApprovalExpiredError(RefusedError):
-    """Nobody approved the held action in time."""
-
-    code = "approval-expired"
-
-
-class ContainedError(RefusedError):
-    """A containment in force does not let the action through."""
-
-    code = "contained"
-
-
-class UndoConflictError(RefusedError):
-    """The world is not as the action left it, so undoing it would destroy somebody else's change."""
-
-    code = "undo-conflict"
-
-
-class ToolChangedError(RefusedError):
-    """A tool's description or schema is not the one that the run began with."""
-
-    code = "tool-changed"
-
-
-class AddressRefusedError(RefusedError):
-    """The address is private, local or otherwise not for agents."""
-
-    code = "address-refused"
-
-
-class StatementRefusedError(RefusedError):
-    """The SQL statement does what the tool does not allow."""
-
-    code = "statement-refused"
-
-
-class TokenRefusedError(RefusedError):
-    """The run token is missing, forged, of another run, or its run's attempt has ended."""
-
-    code = "token-refused"
-
-
-class DivergedError(RefusedError):
-    """A restarted program asked for something else than it did before, and the setting says to stop there."""
-
-    code = "program-diverged"
 
 
 # -- something outside; retried ----------------------------------------------------------------
