@@ -31,6 +31,7 @@ from perdure.gateway.gates.case import Case
 from perdure.governance import grant_errors as errors
 from perdure.governance.grants import add_signature, sign
 from perdure.governance.keys import private_key, public_record
+from perdure.runtime.rulebook import Rules
 
 KEYS = {name: private_key(hashlib.sha256(name.encode()).digest()) for name in ("anna", "bob", "eve")}
 sent: list[Any] = []
@@ -85,7 +86,7 @@ class Limit:
 
 @asynccontextmanager
 async def opened(path: Path, gate: Limit | None = None) -> AsyncIterator[Runtime]:
-    async with Runtime.open(path, agents=AGENTS, gates=[gate or Limit()]) as runtime:
+    async with Runtime.open(path, agents=AGENTS, rules=Rules(gates=[gate or Limit()])) as runtime:
         rows = [
             public_record(KEYS["anna"], "anna", ["finance"], 1),
             public_record(KEYS["bob"], "bob", ["finance", "head"], 1),
@@ -284,7 +285,7 @@ async def test_a_key_that_is_revoked_between_approval_and_use(tmp_path: Path) ->
     async with Runtime.open(tmp_path, agents=AGENTS, beside=True) as outside:
         await outside.approvals.submit(pending.record.key, token(outside, pending, "anna"))
         await outside.keys.revoke(KEYS["anna"].thumbprint()[:10], by="admin")
-    async with Runtime.open(tmp_path, agents=AGENTS, gates=[Limit()]) as runtime:
+    async with Runtime.open(tmp_path, agents=AGENTS, rules=Rules(gates=[Limit()])) as runtime:
         await asyncio.sleep(0.2)
         again = await held(runtime)
         assert "grant-key-revoked" in runtime.actions.show(again.record.key).history[-1].reason.message  # type: ignore[attr-defined]
@@ -378,7 +379,7 @@ async def test_a_gate_that_fails_denies(tmp_path: Path) -> None:
         async def judge(self, case: Case) -> Verdict:
             raise OSError("no policy server")
 
-    async with Runtime.open(tmp_path, agents=AGENTS, gates=[Broken()]) as runtime:
+    async with Runtime.open(tmp_path, agents=AGENTS, rules=Rules(gates=[Broken()])) as runtime:
         with pytest.raises(Exception, match="gate-failed"):
             await (await runtime.start("clerk", 10)).result()
         assert sent == []

@@ -14,6 +14,7 @@ from perdure.cli.gateway_commands import actions, budgets, models, tools
 from perdure.cli.governance_commands import approvals, contain, keys, kill, undo
 from perdure.cli.options import DATA, After, Config, Data, Json, Otel
 from perdure.cli.output import Out
+from perdure.cli.policy_commands import policy
 
 STATUS = Literal[
     "pending", "queued", "running", "waiting", "blocked", "completed", "failed", "cancelled", "unfinished"
@@ -38,7 +39,7 @@ app.command(exec_, name="exec")
 app.command(runs)
 runs.command(undo)
 app.command(kill)
-for _group in (actions, budgets, tools, models, approvals, keys, contain, audit):
+for _group in (actions, budgets, tools, models, approvals, keys, contain, audit, policy):
     app.command(_group)
 app.command(schedules)
 

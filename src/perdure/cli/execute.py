@@ -66,7 +66,7 @@ def _opened(
     world = world_from(config, os.environ, LocalSecrets.default(data))
     return Runtime.open(
         data, agents=agents, beside=beside, telemetry=telemetry, upstreams=world.upstreams, toolsets=world.toolsets,
-        secrets=world.secrets,
+        secrets=world.secrets, rules=world.rules,
     )  # fmt: skip
 
 

@@ -118,6 +118,7 @@ def undo(
                 toolsets=world.toolsets,
                 secrets=world.secrets,
                 beside=is_driven,
+                rules=world.rules,
             ) as runtime,
         ):
             made = await runtime.undoing.plan(run, after=after)

@@ -80,6 +80,7 @@ async def _execute(asked: Hosting, out: Out) -> int:
             upstreams=world.upstreams,
             toolsets=world.toolsets,
             secrets=world.secrets,
+            rules=world.rules,
         )
         async with opened as runtime:
             if asked.replay is not None:

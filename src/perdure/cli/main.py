@@ -51,6 +51,10 @@ Govern:
   approvals show RUN/CALL   Everything that an approver signs.
   approvals approve RUN/CALL  Sign, with your key, that this may happen, once.
   approvals reject RUN/CALL  Sign that it must not happen.
+  policy check FOLDER APP   Hold policies against the tools of an app.
+  policy test FOLDER APP    Run the table tests of policies.
+  policy explain FOLDER APP RUN/CALL  Which policies decide about an action.
+  policy backtest FOLDER APP  Which verdicts of the past would change.
   keys list                 Whose signature counts.
   keys new                  Make your key; only its public half is registered.
   keys import FILE          Register the public keys of a team.

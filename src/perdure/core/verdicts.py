@@ -44,6 +44,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         reasons: every reason that counted.
         demands: for ``hold``, what releases it; every one of them must be met.
         arguments: for ``modify``, the arguments to go on with, as JSON.
+        policy: the digest of the policies that were asked.
         obligations: what must be done if it goes on, such as ``{"sandbox": "gvisor"}``.
     """
 
@@ -52,6 +53,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     demands: tuple[Demand, ...] = ()
     arguments: bytes | None = None
     obligations: Mapping[str, str] = msgspec.field(default_factory=dict)
+    policy: str = ""
 
     @property
     def is_deny(self) -> bool:
@@ -90,4 +92,5 @@ def both(first: Verdict, second: Verdict) -> Verdict:
         demands=demands if kind == "hold" else (),
         arguments=second.arguments or first.arguments,
         obligations={**first.obligations, **second.obligations},
+        policy=first.policy or second.policy,
     )

@@ -106,14 +106,13 @@ class Gateway:
         warnings: list[str] = []
         governance = self.governance
         act.seal = governance.sealer(seat, act)
-        policy = governance.digest
 
         async def judged() -> e.CallEntry:
             verdict = await self._looked(seat, act, await governance.judge(seat, act))
 
             def make(tx: Any, position: dict[str, int]) -> tuple[e.CallEntry, Any]:
                 entry, blobs, room = intents.propose(
-                    tx, position, seat, act, self.payload_bytes_max, hold, verdict, policy
+                    tx, position, seat, act, self.payload_bytes_max, hold, verdict
                 )
                 warnings.extend(room.warnings)
                 return entry, blobs
@@ -138,13 +137,14 @@ class Gateway:
             act.shown, act.asked = held.reasons, held.asked
         changed = governance.changed_arguments(seat, act)
         act.seal = governance.sealer(seat, act)
-        claim = governance.claim(seat, act)  # what was shown and signed, before anybody changed it
+        asked = act.stored  # what was shown and signed, before anybody changed it
         if changed is not None:
             act.request, act.is_changed = changed, True
             act.stored, _ = self.redactor.clean(changed)
         verdict = self._fitting(act)
         if not verdict.is_deny:
             verdict = await self._looked(seat, act, await governance.judge(seat, act, is_release=True))
+        claim = governance.claim(seat, act, asked, verdict.policy)
         return await seat.write(
             lambda tx, position: intents.release(
                 tx, position, seat, act, self.payload_bytes_max, verdict, governance, claim

@@ -1,9 +1,8 @@
-"""What the gateway goes by: the gates, the policies in force, and what was signed about held actions."""
+"""What the gateway goes by: the gates, and what was signed about held actions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -19,24 +18,12 @@ from perdure.governance.grant_errors import GrantMissingError, GrantRefusedError
 from perdure.governance.grants import read_statement, verify
 from perdure.ports import Transaction
 
-UNGOVERNED = ""  # the digest where there are no policies
-
-
-class Policies(Protocol):
-    """Where the policies in force are."""
-
-    @property
-    def digest(self) -> str:
-        """Their digest."""
-        ...
-
 
 class Governance:
     """The gates and what they go by.
 
     Args:
         gates: in order.
-        policies: in force; without them agents may do what their charter says.
         audience: the id of this runtime: a grant for another one is worth nothing here.
         memory: makes what is remembered of a run; ``None`` where no gate asks for it.
         vault: encrypts what is kept beside the audit log; without it nothing is.
@@ -46,21 +33,18 @@ class Governance:
         self,
         gates: Sequence[Gate] = (),
         *,
-        policies: Policies | None = None,
         audience: str = "",
         memory: Callable[[], RunMemory] | None = None,
         vault: Vault | None = None,
     ) -> None:
         self._gates = Gates(gates)
-        self._policies = policies
         self.audience = audience
         self.memory = memory
         self._vault = vault
 
-    @property
-    def digest(self) -> str:
-        """The digest of the policies in force."""
-        return UNGOVERNED if self._policies is None else self._policies.digest
+    def go_by(self, gates: Sequence[Gate]) -> None:
+        """Set the gates, in their order."""
+        self._gates = Gates(gates)
 
     async def judge(self, seat: Seat, act: Act, *, is_release: bool = False) -> Verdict:
         """What the gates say that need no transaction."""
@@ -76,16 +60,16 @@ class Governance:
         return lambda tx: (subject, vault.seal(tx, subject, data))
 
     # -- grants
-    def claim(self, seat: Seat, act: Act) -> ActionClaim:
-        """The action as it would be done now; what was signed must be the same."""
+    def claim(self, seat: Seat, act: Act, arguments: bytes, policy: str) -> ActionClaim:
+        """The action as it would be done under these policies; what was signed must be the same."""
         return claim_of(
             seat.run_id,
             act.call,
             act.name,
             tool_digest=act.spec.digest if act.spec else "",
-            arguments=act.stored or act.request,
+            arguments=arguments,
             chain=seat.principals,
-            policy=self.digest,
+            policy=policy,
         )
 
     def changed_arguments(self, seat: Seat, act: Act) -> bytes | None:

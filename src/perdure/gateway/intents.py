@@ -39,7 +39,6 @@ def propose(
     limit: int,
     hold: e.Failure | None = None,
     verdict: Verdict = ALLOW,
-    policy: str = "",
 ) -> tuple[Any, Blobs, Room]:
     """Judge containment and budget and record the intent (or that the act is held or refused), in one transaction.
 
@@ -51,7 +50,6 @@ def propose(
         limit: the largest payload in bytes.
         hold: holds it for this reason, whatever the gates say.
         verdict: what the gates before this one say.
-        policy: the digest of the policies that they went by.
 
     Returns:
         The entry, its blobs, and what the budget said.
@@ -74,10 +72,10 @@ def propose(
     if room.refusal is None:
         before, more = _before(act, limit)
         blobs = {**blobs, **more}
-        entry, state = _intended(common, act, payload, verdict, policy, before=before), S.INTENDED
+        entry, state = _intended(common, act, payload, verdict, before=before), S.INTENDED
         tx.book(seat.run_id, act.estimate, NOTHING)
     elif room.holds:
-        entry, state = _held(common, act, payload, room.refusal, verdict, policy), S.HELD
+        entry, state = _held(common, act, payload, room.refusal, verdict), S.HELD
     else:
         entry, state = e.ActionEnded(**common, state=S.REFUSED, error=room.refusal), S.REFUSED
     row = _row(seat, act, state, position["seq"], now_ms, room)
@@ -87,7 +85,7 @@ def propose(
         row,
         now_ms,
         reasons=verdict.reasons,
-        policy=policy,
+        policy=verdict.policy,
         sealed=act.seal(tx) if act.seal else ("", b""),
     )
     return entry, blobs, room
@@ -147,7 +145,6 @@ def _intended(
     act: Act,
     payload: Payload,
     verdict: Verdict,
-    policy: str,
     *,
     before: Payload | None = None,
     grant: str = "",
@@ -157,7 +154,7 @@ def _intended(
         **_told(act, payload),
         reasons=verdict.reasons,
         obligations=dict(verdict.obligations),
-        policy=policy,
+        policy=verdict.policy,
         grant=grant,
         changed=act.is_changed,
         before=before,
@@ -171,7 +168,6 @@ def _held(
     payload: Payload,
     reason: e.Failure,
     verdict: Verdict,
-    policy: str,
 ) -> e.ActionHeld:
     due = min((demand.deadline_ms for demand in verdict.demands), default=None)
     if reason.code == OUTBOX and act.spec is not None:
@@ -182,7 +178,7 @@ def _held(
         reason=reason,
         reasons=verdict.reasons,
         demands=verdict.demands,
-        policy=policy,
+        policy=verdict.policy,
         tool=act.spec.digest if act.spec else "",
         due_ms=None if due is None else common["at_ms"] + due,
         asked=act.asked,
@@ -241,8 +237,8 @@ def release(
         return conclude(tx, position, seat.run_id, act.call, act.digest, refused, limit)
     room = judge(accounts, act.estimate, now_ms)
     if room.refusal is not None:
-        note(tx, change(tx, row, S.HELD, code=room.refusal.code), now_ms, policy=governance.digest)
-        return _held(common, act, payload, room.refusal, verdict, governance.digest), blobs
+        note(tx, change(tx, row, S.HELD, code=room.refusal.code), now_ms, policy=verdict.policy)
+        return _held(common, act, payload, room.refusal, verdict), blobs
     grant = ""
     if verdict.is_hold:
         try:
@@ -251,16 +247,16 @@ def release(
             why = refusal_of(verdict)
             reason = e.Failure(code=why.code, message=f"{why.message}; {error}"[:ERROR_TEXT_MAX])
             again = change(tx, row, S.HELD, code=reason.code)
-            note(tx, again, now_ms, reasons=verdict.reasons, policy=governance.digest, text=str(error.code))
-            return _held(common, act, payload, reason, verdict, governance.digest), blobs
+            note(tx, again, now_ms, reasons=verdict.reasons, policy=verdict.policy, text=str(error.code))
+            return _held(common, act, payload, reason, verdict), blobs
     tx.book(seat.run_id, act.estimate, NOTHING)
     released = change(
         tx, row, S.INTENDED, reserved=act.estimate, intended_ms=now_ms, intent_seq=position["seq"], code=""
     )
     sealed = act.seal(tx) if act.seal and act.is_changed else ("", b"")
-    note(tx, released, now_ms, reasons=verdict.reasons, policy=governance.digest, grant=grant, sealed=sealed)
+    note(tx, released, now_ms, reasons=verdict.reasons, policy=verdict.policy, grant=grant, sealed=sealed)
     before, more = _before(act, limit)
-    made = _intended(common, act, payload, verdict, governance.digest, before=before, grant=grant)
+    made = _intended(common, act, payload, verdict, before=before, grant=grant)
     return made, {**blobs, **more}
 
 

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from perdure.core import entries as e
 from perdure.core.values import Payload
 
+if TYPE_CHECKING:
+    from perdure.gateway.gates.case import Case
+
 BytesOf = Callable[[Payload], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFacts:
+    """What the arguments of an action carry: labels such as ``untrusted``, and where they come from."""
+
+    labels: frozenset[str]
+    sources: frozenset[str]
 
 
 class RunMemory:
@@ -20,6 +33,11 @@ class RunMemory:
 
     def begin(self, given: bytes) -> None:
         """The run starts with this input, as JSON."""
+
+    def flow_of(self, case: Case) -> FlowFacts | None:
+        """What the arguments of an action carry; ``None`` if that is not tracked."""
+        del case
+        return None
 
     def see_ahead(self, entry: e.CallEntry) -> None:
         """An entry that is durable, but not delivered yet."""

@@ -12,6 +12,7 @@ from perdure.core.tools import ToolSpec
 
 How = Literal["undo", "stop", "impossible", "done", "nothing"]
 OUTBOX = "outbox"
+PREFIX = "undo."  # before the name of the tool: what policies call the undoing of it
 S = ActionState
 
 

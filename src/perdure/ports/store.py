@@ -197,6 +197,10 @@ class Transaction(Protocol):
         """Rows, newest first."""
         ...
 
+    def actions_since(self, since_ms: int, limit: int) -> list[ActionRecord]:
+        """Rows of the ledger that were intended since then, newest first."""
+        ...
+
     def run_actions(self, run_id: str) -> list[ActionRecord]:
         """Every row of one run, in call order."""
         ...

@@ -186,7 +186,13 @@ class Approvals:
             kids = ",".join(kid[:KID_SHOWN] for kid in found.kids)
             text = f"{found.statement.decision}, SHA-256 {found.digest}, keys {kids}"
             note(
-                tx, pending.record, now_ms, kind="rejected" if is_reject else "granted", by=", ".join(found.persons), grant=jti, text=text
+                tx,
+                pending.record,
+                now_ms,
+                kind="rejected" if is_reject else "granted",
+                by=", ".join(found.persons),
+                grant=jti,
+                text=text,
             )
             state: Any = "waiting" if missing else "rejected" if is_reject else "released"
             return Submitted(state=state, persons=found.persons, missing=missing)

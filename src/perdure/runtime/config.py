@@ -15,6 +15,7 @@ from perdure.core.limits import Settings
 from perdure.core.models import Upstream
 from perdure.ports import Secrets, Toolset
 from perdure.runtime.outside import World
+from perdure.runtime.rulebook import Rules
 
 SETTING_PREFIX = "PERDURE_SETTING_"
 CONFIG = "perdure.toml"
@@ -51,17 +52,39 @@ def world_from(path: Path | None, environment: Mapping[str, str], secrets: Secre
     chosen = path or (Path(CONFIG) if Path(CONFIG).is_file() else None)
     if chosen is not None:
         data = _read(chosen)
-    unknown = set(data) - {"upstreams", "toolsets"}
+    unknown = set(data) - {"upstreams", "toolsets", "governance"}
     if unknown:
         raise DefinitionError(
-            f"`{chosen}` has `{min(unknown)}`; expected `[[upstreams]]` and `[toolsets.NAME]`"
+            f"`{chosen}` has `{min(unknown)}`; expected `[[upstreams]]`, `[toolsets.NAME]` and `[governance]`"
         )
     try:
         upstreams = msgspec.convert(data.get("upstreams", []), tuple[Upstream, ...])
     except msgspec.ValidationError as error:
         raise DefinitionError(f"the upstreams of `{chosen}` cannot be read: {error}") from error
     toolsets = [toolset_from(name, table, secrets) for name, table in data.get("toolsets", {}).items()]
-    return World(upstreams=upstreams or _usual(environment), toolsets=toolsets, secrets=secrets)
+    return World(
+        upstreams=upstreams or _usual(environment),
+        toolsets=toolsets,
+        secrets=secrets,
+        rules=_rules(data.get("governance", {}), chosen),
+    )
+
+
+def _rules(table: Mapping[str, Any], path: Path | None) -> Rules:
+    """What actions are judged by; paths are relative to the file."""
+    folder = Path() if path is None else path.parent
+    options = dict(table)
+    if unknown := set(options) - {"policies", "confidence_min"}:
+        raise DefinitionError(
+            f"`[governance]` of `{path}` has `{min(unknown)}`; expected `policies` and `confidence_min`"
+        )
+    if "policies" in options:
+        if not isinstance(options["policies"], str):
+            raise DefinitionError(f"`policies` of `{path}` is the path of a folder")
+        options["policies"] = folder / options["policies"]
+    if not isinstance(options.get("confidence_min", 1), int):
+        raise DefinitionError(f"`confidence_min` of `{path}` is a percentage")
+    return Rules(**options)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from perdure.core.limits import Settings
-from perdure.gateway.gates.case import Gate
 from perdure.gateway.governance import Governance
 from perdure.gateway.vault import Vault
 from perdure.ports import Store
@@ -41,8 +40,8 @@ async def opened(folder: Path, settings: Settings, *, beside: bool) -> AsyncIter
             lock.release()
 
 
-async def governance_of(store: Store, folder: Path, gates: Sequence[Gate]) -> tuple[Governance, LogKeys]:
-    """The gates of a runtime on this store, and the keys of its audit log.
+async def governance_of(store: Store, folder: Path) -> tuple[Governance, LogKeys]:
+    """What a runtime on this store goes by, still without gates, and the keys of its audit log.
 
     Raises:
         DataDirInvalidError: the keys cannot be read or made.
@@ -51,4 +50,4 @@ async def governance_of(store: Store, folder: Path, gates: Sequence[Gate]) -> tu
     fresh = f"{entropy.bits(ID_BITS):020x}"
     audience = await store.transact(lambda tx: runtime_id(tx, fresh))
     keys = log_keys(folder, origin_of(audience))
-    return Governance(gates, audience=audience, vault=Vault(keys.master, entropy)), keys
+    return Governance(audience=audience, vault=Vault(keys.master, entropy)), keys

@@ -21,6 +21,7 @@ from perdure.gateway.gateway import Gateway
 from perdure.gateway.governance import Governance
 from perdure.ports import Secrets, Telemetry, Tool, Toolset
 from perdure.runtime.agent_tools import AgentsToolset
+from perdure.runtime.rulebook import Rulebook, Rules
 from perdure.runtime.system import SystemClock, SystemEntropy
 
 PROGRAMS = "programs"  # the folder of workspaces, in the data directory
@@ -35,12 +36,14 @@ class World:
         toolsets: MCP servers, OpenAPI documents, databases, by their names.
         secrets: resolves ``secret://`` references; by default environment, files and keyring.
         agents: the runtime's own agents as tools.
+        rules: what actions are judged by.
     """
 
     upstreams: Sequence[Upstream] = ()
     toolsets: Sequence[Toolset] = ()
     secrets: Secrets | None = field(default=None)
     agents: AgentsToolset | None = field(default=None)
+    rules: Rules = field(default_factory=Rules)
 
 
 @asynccontextmanager
@@ -52,6 +55,7 @@ async def reach(
     settings: Settings,
     telemetry: Telemetry | None,
     governance: Governance | None = None,
+    rules: Rulebook | None = None,
 ) -> AsyncIterator[Outside]:
     """Everything that the engine needs to act; closed on leaving.
 
@@ -68,6 +72,8 @@ async def reach(
         await asyncio.to_thread(load_table)  # half a second, once a process: not while a call waits
     toolbox = Toolbox([*world.toolsets, world.agents or AgentsToolset(agents)])
     catalogues = {name: catalogue_of(agent, toolbox) for name, agent in agents.items()}
+    if rules is not None and governance is not None:
+        rules.govern(governance, catalogues)
     upstreams = ConfiguredUpstreams(world.upstreams, secrets)
     gateway = Gateway(
         upstreams=upstreams,

@@ -23,7 +23,6 @@ from perdure.engines.embedded import EmbeddedEngine, works
 from perdure.engines.embedded.acts import Outside
 from perdure.engines.embedded.engine import SEED_BITS
 from perdure.engines.embedded.watch import Live
-from perdure.gateway.gates.case import Gate
 from perdure.ports import Clock, Entropy, Secrets, Store, Telemetry, Toolset
 from perdure.runtime import forks
 from perdure.runtime.actions import Actions
@@ -36,6 +35,7 @@ from perdure.runtime.handle import Answerable, RunHandle
 from perdure.runtime.opening import governance_of, opened
 from perdure.runtime.outside import World, reach
 from perdure.runtime.registry import register
+from perdure.runtime.rulebook import Rulebook, Rules
 from perdure.runtime.schedules import schedule_row
 from perdure.runtime.system import SystemClock, SystemEntropy
 from perdure.runtime.undo import Undoing
@@ -85,7 +85,7 @@ class Runtime:
         upstreams: Sequence[Upstream] = (),
         toolsets: Sequence[Toolset] = (),
         secrets: Secrets | None = None,
-        gates: Sequence[Gate] = (),
+        rules: Rules | None = None,
     ) -> AsyncIterator[Runtime]:
         """Open a data directory (made if missing) and drive the runs of ``agents``; unfinished ones go on at once.
 
@@ -100,7 +100,7 @@ class Runtime:
             upstreams: who answers model requests; names of several that stand in for each other may repeat.
             toolsets: MCP servers, OpenAPI documents and databases that agents name in their tools.
             secrets: resolves ``secret://`` references; by default environment, files and keyring.
-            gates: checks of your own, asked for every action.
+            rules: what actions are judged by; without them agents may do what their charter says.
 
         Raises:
             DataDirLockedError: another process drives this directory.
@@ -113,9 +113,15 @@ class Runtime:
         known = {**known, undoing.agent.name: undoing.agent}
         world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
         async with opened(folder, chosen, beside=beside) as store, contextlib.aclosing(undoing):
-            governance, keys = await governance_of(store, folder, gates)
+            governance, keys = await governance_of(store, folder)
             reached = reach(
-                world, known, folder=folder, settings=chosen, telemetry=telemetry, governance=governance
+                world,
+                known,
+                folder=folder,
+                settings=chosen,
+                telemetry=telemetry,
+                governance=governance,
+                rules=Rulebook(rules or Rules(), store),
             )
             async with cls.over(
                 store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached
@@ -352,7 +358,6 @@ class Runtime:
         """All schedules by name."""
         return self.store.read(lambda tx: tx.schedules())
 
-    # -- for handles
     def bytes_of(self, payload: Payload) -> bytes:
         """The JSON of a payload."""
         if not payload.blob:

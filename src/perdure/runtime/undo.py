@@ -26,7 +26,7 @@ from perdure.core.tools import Done, ToolOutput, ToolSpec, ToolUse
 from perdure.engines.embedded import works
 from perdure.gateway.catalogue import Toolbox
 from perdure.gateway.outputs import read_kept
-from perdure.governance.undo import UndoStep, plan
+from perdure.governance.undo import PREFIX, UndoStep, plan
 from perdure.ports import Tool, Toolset, Undo
 from perdure.runtime.handle import RunHandle
 from perdure.runtime.outside import catalogue_of
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from perdure.runtime.runtime import Runtime
 
 AGENT = "perdure.undo"
-PREFIX = "undo."  # before the name of the tool: what policies call the undoing of it
 
 
 @dataclass(frozen=True, slots=True)

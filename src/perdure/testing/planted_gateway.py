@@ -13,7 +13,7 @@ from perdure.core.actions import Account, Spend
 from perdure.core.values import pack
 from perdure.engines.embedded import acts
 from perdure.engines.embedded.open_call import OpenCall
-from perdure.gateway import ledger
+from perdure.gateway import intents
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.seat import Act, Seat
 from perdure.kernel.actions import in_doubt
@@ -46,7 +46,7 @@ def planted_in_gateway(bug: str) -> Iterator[Any]:
         with mock.patch.object(OpenCall, "is_decided", _Always()):
             yield World
     else:
-        with mock.patch.object(ledger, "judge", _own_budget_only):
+        with mock.patch.object(intents, "judge", _own_budget_only):
             yield World
 
 

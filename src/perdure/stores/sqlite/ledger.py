@@ -88,6 +88,11 @@ class LedgerTables(SideTables):
         where = f"{' AND '.join(clauses)} ORDER BY intended_ms DESC, actions.run DESC, call DESC LIMIT ?"
         return self._actions(where, (*values, want.limit))
 
+    def actions_since(self, since_ms: int, limit: int) -> list[ActionRecord]:
+        """Rows that were intended since then, newest first."""
+        where = "intended_ms >= ? ORDER BY intended_ms DESC, actions.run DESC, call DESC LIMIT ?"
+        return self._actions(where, (since_ms, limit))
+
     def run_actions(self, run_id: str) -> list[ActionRecord]:
         """Every row of one run, in call order."""
         return self._actions("runs.id = ? ORDER BY call", (run_id,))
