@@ -64,7 +64,7 @@ def show_key(*, data: Data = DATA, json: Json = False) -> None:
         return runtime.audit.verifier()
 
     found = beside(data, work)
-    Out(json).emit({"key": found}) if json else Out(json).text(found)
+    Out(json).emit({"key": found}) if json else sys.stdout.write(f"{found}\n")
 
 
 @audit.command
@@ -77,7 +77,7 @@ def checkpoint(*, data: Data = DATA, json: Json = False) -> None:
         return await runtime.audit.checkpoint()
 
     found = beside(data, work)
-    Out(json).emit({"checkpoint": found}) if json else Out(json).text(found.rstrip())
+    Out(json).emit({"checkpoint": found}) if json else sys.stdout.write(found)
 
 
 @audit.command

@@ -48,7 +48,9 @@ def schema_of(tools: Sequence[ToolSpec]) -> dict[str, Any]:
         "Model": {},
         "Tool": {"shape": _record(dict.fromkeys(("effect", "recovery", "source"), _STRING))},
     }
-    actions: dict[str, Any] = {TOOL_CALL: {}, READ: _under(TOOL_CALL), WRITE: _under(TOOL_CALL)}
+    # A group applies by itself too, or a policy about it would not validate where no tool is in it.
+    actions: dict[str, Any] = {TOOL_CALL: _applies("Tool", {})}
+    actions[READ] = actions[WRITE] = {**_under(TOOL_CALL), **_applies("Tool", {})}
     actions[MODEL] = _applies("Model", {})
     for spec in sorted(tools, key=lambda item: item.name):
         group = READ if spec.effect == "read" else WRITE

@@ -14,7 +14,7 @@ from perdure.core.errors import CorruptError, FenceError, JournalCorruptError, U
 from perdure.core.records import RunFilter, Status
 from perdure.core.values import Payload
 from perdure.ports import Store, Transaction
-from perdure.testing.conformance import store_audit, store_ledger, store_queue
+from perdure.testing.conformance import store_approvals, store_audit, store_ledger, store_queue
 from perdure.testing.conformance.checks import check, refused, same
 from perdure.testing.conformance.rows import SENT, first, insert, row, running, slept
 
@@ -236,4 +236,5 @@ CASES = (
     *store_queue.CASES,
     *store_ledger.CASES,
     *store_audit.CASES,
+    *store_approvals.CASES,
 )
