@@ -37,6 +37,10 @@ def test_the_shipped_mails_killed_half_way(tmp_path):
     assert trip["proved"] is True
     assert (trip["model_calls"], trip["bookings"], trip["doubtful"]) == (5, {"flight": 1, "hotel": 1}, 0)
     assert trip["served"] >= 10
+    refund = summary["refund"]
+    assert (refund["proved"], refund["forged"], refund["problems"]) == (True, "grant-action-mismatch", [])
+    assert sorted(refund["paid"]) == [["A1", 900], ["A2", 90_000]]
+    assert refund["tampered"]
     assert summary["extraction"] == "rules, no model"
     assert summary["reviewer"] == "scripted reviewer"
     assert summary["killed"]["signal"] == 9

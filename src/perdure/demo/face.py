@@ -22,6 +22,8 @@ from perdure import PerdureError
 from perdure.demo import evidence
 from perdure.demo.desk import FolderError, mails_in, steps_expected
 from perdure.demo.director import DemoError, Outcome, Plan, direct
+from perdure.demo.refund.show import Refund, run_refund
+from perdure.demo.refund.show import told as told_refund
 from perdure.demo.review import Answer
 from perdure.demo.reviewer import SHIPPED_MAILS, PersonReviewer, Reviewer, ScriptedReviewer
 from perdure.demo.trip.show import Trip, TripError, run_trip
@@ -48,15 +50,7 @@ def run_face(arguments: Sequence[str] | None) -> int:
             console, plan, steps_expected(len(files)), has_bar=isinstance(reviewer, ScriptedReviewer)
         )
         started = time.monotonic()
-        if options.folder is None:
-            console.rule("an unmodified agent program")
-        trip = (
-            None
-            if options.folder
-            else asyncio.run(run_trip(plan.data.parent / "trip", lambda text: _say(console, text)))
-        )
-        if trip is not None:
-            _show_trip(console, trip)
+        trip, refund = (None, None) if options.folder else _first_parts(console, plan)
         watched.opening(folder, len(files), reviewer)
         with watched.progress:
             outcome = asyncio.run(direct(plan, reviewer, watched))
@@ -76,6 +70,7 @@ def run_face(arguments: Sequence[str] | None) -> int:
                 {
                     **summary_of(plan, outcome, reviewer, elapsed_ms),
                     "trip": None if trip is None else told(trip),
+                    "refund": None if refund is None else told_refund(refund),
                 },
                 indent=2,
                 ensure_ascii=False,
@@ -84,8 +79,27 @@ def run_face(arguments: Sequence[str] | None) -> int:
         )
     else:
         _show_outcome(console, plan, outcome, elapsed_ms)
-    proved = outcome.is_proved and (trip is None or trip.is_proved)
+    parts = [part for part in (trip, refund) if part is not None]
+    proved = outcome.is_proved and all(part.is_proved for part in parts)
     return EXIT_PROVED if proved else EXIT_FAILED
+
+
+def _first_parts(console: Console, plan: Plan) -> tuple[Trip, Refund]:
+    """The unmodified program and the governed refund, which need no folder of mails."""
+
+    def say(text: str) -> None:
+        _say(console, text)
+
+    console.rule("an unmodified agent program")
+    trip = asyncio.run(run_trip(plan.data.parent / "trip", say))
+    _show_trip(console, trip)
+    console.rule("a governed refund")
+    refund = asyncio.run(run_refund(plan.data.parent / "refund", say))
+    verdict = "proved: released once, by a signature, and the log shows tampering"
+    console.print(
+        f"[bold]{verdict if refund.is_proved else 'not proved'}[/] ({refund.took_ms} ms)", highlight=False
+    )
+    return trip, refund
 
 
 def _say(console: Console, text: str) -> None:

@@ -103,8 +103,7 @@ class Runtime:
             rules: what actions are judged by; without them agents may do what their charter says.
 
         Raises:
-            DataDirLockedError: another process drives this directory.
-            DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
+            DataDirLockedError, DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
             DefinitionError: two agents have one name, or a setting cannot work.
         """
         folder, chosen = Path(path), settings or settings_from(os.environ)
@@ -114,15 +113,10 @@ class Runtime:
         world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
         async with opened(folder, chosen, beside=beside) as store, contextlib.aclosing(undoing):
             governance, keys = await governance_of(store, folder)
+            rulebook = Rulebook(rules or Rules(), store)
             reached = reach(
-                world,
-                known,
-                folder=folder,
-                settings=chosen,
-                telemetry=telemetry,
-                governance=governance,
-                rules=Rulebook(rules or Rules(), store),
-            )
+                world, known, folder=folder, settings=chosen, telemetry=telemetry, governance=governance, rules=rulebook
+            )  # fmt: skip
             async with cls.over(
                 store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached
             ) as runtime:
