@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -38,7 +39,6 @@ SIGN_S = 1.0  # how often a new head is signed, if there is one
 LOG_KEYS = "audit.key"  # in the data directory: the seed of the log's key, and the master key of the details
 PUBLIC = "audit.pub"
 SEED_BYTES = 32
-PRODUCT = "0.3.0"
 SEEN_MAX = 64  # older checkpoints that are looked at too: each costs a verifier without libraries 5 ms
 Form = Literal["jsonl", "ocsf", "dsse"]
 
@@ -238,7 +238,7 @@ class Audit:
                 yield from exports.export_lines(keys.origin, exports.paged(page), notes)
             case "ocsf":
                 for leaf in exports.paged(page):
-                    yield json.dumps(exports.ocsf(leaf, keys.origin, PRODUCT)).encode() + b"\n"
+                    yield json.dumps(exports.ocsf(leaf, keys.origin, version("perdure"))).encode() + b"\n"
             case "dsse":
                 after = -1
                 while leaves := page(after, exports.STATEMENTS_MAX):
