@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.testing import torture_actions
+from perdure.testing import torture_actions, torture_governed
 from perdure.testing.torture import again, at_random, boundaries
 
 
@@ -36,3 +36,11 @@ async def test_actions_killed_at_every_boundary(tmp_path: Path, before: bool) ->
     assert verdict.is_good, verdict
     assert verdict.kills >= 8, verdict
     assert verdict.doubtful >= 1, verdict  # how many depends on which commits two acts share
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["after commit", "before commit"])
+async def test_a_grant_is_used_once_wherever_the_worker_is_killed(tmp_path: Path, before: bool) -> None:
+    verdict = await torture_governed.boundaries(tmp_path, before=before, report=lambda kills: None)
+    assert verdict.is_good, verdict
+    assert verdict.kills >= 5, verdict
+    assert verdict.effects >= 12, verdict

@@ -94,12 +94,12 @@ async def live(data: Path, at: int, *, before: bool) -> None:
         async with Runtime.over(
             store, agents, SETTINGS, telemetry=None, drive=True, reached=reached
         ) as runtime:
-            await _rest(runtime)
+            await rest(runtime)
     finally:
         await store.close()
 
 
-async def _rest(runtime: Runtime) -> list[ActionRecord]:
+async def rest(runtime: Runtime) -> list[ActionRecord]:
     """Wait until every run has ended or waits for somebody; what it is that waits."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
@@ -141,20 +141,20 @@ async def _afterwards(data: Path, log: Path, run: str, decision: Any, *, kills: 
     verdict = ActionVerdict(kills=kills)
     retries: Counter[str] = Counter()
     async with Runtime.open(data, agents=AGENTS, settings=SETTINGS) as runtime:
-        while waiting := await _rest(runtime):
+        while waiting := await rest(runtime):
             rows = runtime.actions.rows(run=run)
             verdict.unlisted += sum(row.state is ActionState.INTENDED for row in rows)
-            before = _effects(log)
+            before = effects_of(log)
             for row in waiting:
                 verdict.doubtful += 1
                 verdict.repeated += max(0, before[row.key] - 1 - retries[row.key])
                 retries[row.key] += decision == "retry"
                 result = {"value": -1} if decision == "happened" else None
                 await runtime.actions.settle(row.key, decision, by="judge", result=result)
-            await _taken_up(runtime, waiting)
+            await taken_up(runtime, waiting)
         handle = runtime.run(run)
         verdict.lost_runs += handle.status != "completed"
-        effects = _effects(log)
+        effects = effects_of(log)
         rows = runtime.actions.rows(run=run)
     keys = {row.key for row in rows}
     verdict.effects = effects.total()
@@ -166,7 +166,7 @@ async def _afterwards(data: Path, log: Path, run: str, decision: Any, *, kills: 
     return verdict
 
 
-async def _taken_up(runtime: Runtime, decided: list[ActionRecord]) -> None:
+async def taken_up(runtime: Runtime, decided: list[ActionRecord]) -> None:
     """Wait until the run has taken up what was decided."""
     end = time.monotonic() + PATIENCE_S
     keys = {row.key for row in decided}
@@ -177,22 +177,29 @@ async def _taken_up(runtime: Runtime, decided: list[ActionRecord]) -> None:
     raise TimeoutError
 
 
-def _effects(log: Path) -> Counter[str]:
+def effects_of(log: Path) -> Counter[str]:
     """How often each action really ran."""
     return Counter(log.read_text().split()) if log.exists() else Counter()
 
 
 async def torture(rounds: int, report: Callable[[str], None]) -> dict[str, ActionVerdict]:
-    """Both kinds of rounds; verdicts added up by kind."""
+    """All kinds of rounds; verdicts added up by kind."""
+    from perdure.testing import torture_governed  # which needs this module
+
     total: dict[str, ActionVerdict] = {}
     for number in range(rounds):
-        for kind, before in (("actions, after commit", False), ("actions, before commit", True)):
+        for kind, before, bounds in (
+            ("actions, after commit", False, boundaries),
+            ("actions, before commit", True, boundaries),
+            ("grants, after commit", False, torture_governed.boundaries),
+            ("grants, before commit", True, torture_governed.boundaries),
+        ):
 
             def tell(at: int, kind: str = kind, number: int = number) -> None:
                 report(f"round {number + 1} of {rounds}, {kind}: {at} kills")
 
             with tempfile.TemporaryDirectory(prefix="perdure-torture-") as name:
-                verdict = await boundaries(Path(name), before=before, report=tell)
+                verdict = await bounds(Path(name), before=before, report=tell)
             total[kind] = total.get(kind, ActionVerdict()).plus(verdict)
     return total
 
