@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,9 +40,13 @@ class Replayed:
 
 
 def request_of(
-    tx: Transaction, row: ActionRecord, roles: Mapping[str, tuple[str, ...]], bytes_of: Bytes
+    tx: Transaction,
+    row: ActionRecord,
+    roles: Mapping[str, tuple[str, ...]],
+    bytes_of: Bytes,
+    chains: dict[str, Chain],
 ) -> PolicyRequest:
-    """The request that an action was, from its journal.
+    """The request that an action was, from its journal; ``chains`` keeps who its runs act for.
 
     Raises:
         ActionUnknownError: the journal does not have it any more.
@@ -50,12 +55,13 @@ def request_of(
     asked = found[0] if found else None
     if not isinstance(asked, e.ActionIntended | e.ActionHeld):
         raise ActionUnknownError(f"the journal has no request of action `{row.key}`", action=row.key)
-    started = tx.journal(row.run, 0, 1)[0]
-    own = Principal(kind="agent", name=row.agent, run=row.run, groups=roles.get(row.agent, ()))
-    chain: Chain = (own, *getattr(started, "principals", ()))
+    if row.run not in chains:
+        started = tx.journal(row.run, 0, 1)[0]
+        own = Principal(kind="agent", name=row.agent, run=row.run, groups=roles.get(row.agent, ()))
+        chains[row.run] = (own, *getattr(started, "principals", ()))
     is_model = row.what == "model"
     return PolicyRequest(
-        chain=chain,
+        chain=chains[row.run],
         name=row.name,
         is_model=is_model,
         arguments={} if is_model else msgspec.json.decode(bytes_of(asked)),
@@ -96,7 +102,7 @@ class Judging:
             row = tx.action(run, call)
             if row is None:
                 raise ActionUnknownError(f"there is no action `{action}`", action=action)
-            return request_of(tx, row, self._roles(), Bytes(tx))
+            return request_of(tx, row, self._roles(), Bytes(tx), {})
 
         return self._runtime.store.read(work)
 
@@ -113,14 +119,21 @@ class Judging:
             limit: how many at most.
         """
         roles = self._roles()
+        chains: dict[str, Chain] = {}
         for row in self._runtime.store.read(lambda tx: tx.actions_since(since_ms, limit)):
-            yield self._runtime.store.read(lambda tx, row=row: self._replayed(tx, row, candidate, roles))  # type: ignore[misc]
+            judge = partial(self._replayed, row, candidate, roles, chains)
+            yield self._runtime.store.read(judge)
 
     def _replayed(
-        self, tx: Transaction, row: ActionRecord, candidate: PolicySet, roles: Mapping[str, tuple[str, ...]]
+        self,
+        row: ActionRecord,
+        candidate: PolicySet,
+        roles: Mapping[str, tuple[str, ...]],
+        chains: dict[str, Chain],
+        tx: Transaction,
     ) -> Replayed:
         try:
-            after = candidate.decide(request_of(tx, row, roles, Bytes(tx)))
+            after = candidate.decide(request_of(tx, row, roles, Bytes(tx), chains))
         except ActionUnknownError as error:
             from perdure.core.verdicts import deny
 

@@ -1,0 +1,229 @@
+"""What governance costs: ``python -m bench.governance``.
+
+The gates beside the bare decisions of Cedar that they make; actions with and without policies; a backtest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cedarpy
+from rich.console import Console
+from rich.table import Table
+
+from perdure import Principal, Run, Runtime, Settings, agent, tool
+from perdure.core.principals import Chain
+from perdure.core.tools import ToolSpec
+from perdure.gateway.gates.authority import AuthorityGate
+from perdure.gateway.gates.case import Case
+from perdure.gateway.gates.chain import Gates
+from perdure.governance.policy import PolicyRequest, PolicySet, load
+from perdure.runtime.judging import Judging
+from perdure.runtime.policies import specs_of
+from perdure.runtime.rulebook import Rules
+
+POLICIES = 50
+ROUNDS = 5
+DECISIONS = 2_000
+IN_FLIGHT = 64
+ACTS = 40  # of each run
+USER = Principal(kind="user", name="ute", groups=("service",))
+
+
+@tool
+async def pay(to: str, cents: int) -> str:
+    """Pay."""
+    return "paid"
+
+
+@agent("payer", tools=[pay], roles=["clerk"])
+async def payer(run: Run) -> None:
+    """Pays again and again."""
+    for number in range(ACTS):
+        await run.act(pay, to="acme", cents=number)
+
+
+def policies() -> str:
+    """Fifty policies, ten of which can be about a payment."""
+    text = [
+        '@id("pay") permit (principal, action == Action::"pay", resource) when { context.input.cents < 1000 };'
+    ]
+    for number in range(9):
+        text.append(
+            f'@id("no{number}") forbid (principal, action == Action::"pay", resource) '
+            f'when {{ context.input.to == "blocked{number}" && context.governance.risk == "critical" }};'
+        )
+    for number in range(POLICIES - len(text)):
+        text.append(
+            f'@id("other{number}") permit (principal, action == Action::"tool{number % 20}", resource);'
+        )
+    return "\n".join(text)
+
+
+def made() -> PolicySet:
+    """The policies, held against the tools."""
+    others = [ToolSpec(name=f"tool{number}") for number in range(20)]
+    return load({"bench.cedar": policies()}, [pay.spec, *others])
+
+
+class Fixed:
+    """Policies that never change."""
+
+    def __init__(self, found: PolicySet) -> None:
+        self._found = found
+        self.digest = found.digest
+
+    async def current(self) -> PolicySet:
+        """They."""
+        return self._found
+
+
+async def gates() -> dict[str, Any]:
+    """Microseconds of all gates for one action, and of the bare decisions within them, in turn."""
+    found = made()
+    chain: Chain = (Principal(kind="agent", name="payer", run="r", groups=("clerk",)), USER)
+    arguments = {"to": "acme", "cents": 5}
+    case = Case(
+        run="r", call=1, agent="payer", risk="medium", chain=chain, what="tool", name="pay", at_ms=1, arguments=arguments,
+        spec=pay.spec,
+    )  # fmt: skip
+    chained = Gates([AuthorityGate(Fixed(found))])
+    bare = _bare(found, chain, arguments)
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        for _ in range(DECISIONS):
+            await chained.judge(case)
+        ours.append((time.perf_counter() - begin) / DECISIONS * 1e6)
+        begin = time.perf_counter()
+        for _ in range(DECISIONS):
+            bare()
+        theirs.append((time.perf_counter() - begin) / DECISIONS * 1e6)
+    return {
+        "gates_us": median(ours),
+        "bare_us": median(theirs),
+        "ratio": median(a / b for a, b in zip(ours, theirs, strict=True)),
+    }
+
+
+def _bare(found: PolicySet, chain: Chain, arguments: dict[str, Any]) -> Any:
+    """The same decisions by Cedar alone: all fifty policies, everything parsed before."""
+    request = PolicyRequest(chain=chain, name="pay", arguments=arguments, at_ms=1)
+    whole = cedarpy.PolicySet.from_str(policies())
+    context = found._context(request)
+    asked = []
+    for principal in chain:
+        one = {
+            "principal": {"type": "Agent" if principal.kind == "agent" else "User", "id": principal.name},
+            "action": {"type": "Action", "id": "pay"},
+            "resource": {"type": "Tool", "id": "pay"},
+            "context": context,
+        }
+        asked.append((one, found._known(principal, request)))
+
+    def decide() -> None:
+        for one, entities in asked:
+            answer = cedarpy.is_authorized(one, whole, entities, found._schema)
+            assert answer.allowed
+
+    return decide
+
+
+async def throughput(folder: Path, *, governed: bool) -> float:
+    """Durable actions a second, ``IN_FLIGHT`` runs at a time."""
+    rules = Rules()
+    if governed:
+        (folder / "policies").mkdir()
+        text = "\n".join(line for line in policies().splitlines() if "other" not in line)
+        (folder / "policies" / "a.cedar").write_text(text)
+        rules = Rules(policies=folder / "policies")
+    settings = Settings(concurrency=IN_FLIGHT)
+    async with Runtime.open(folder / "data", agents=[payer], settings=settings, rules=rules) as runtime:
+        await (await runtime.start("payer", principals=[USER])).result()  # loads what is loaded once
+        begin = time.perf_counter()
+        handles = [await runtime.start("payer", principals=[USER]) for _ in range(IN_FLIGHT)]
+        await asyncio.gather(*(handle.result() for handle in handles))
+        return IN_FLIGHT * ACTS / (time.perf_counter() - begin)
+
+
+async def backtest(folder: Path, runs: int) -> dict[str, Any]:
+    """Seconds to judge recorded actions by other policies."""
+    async with Runtime.open(
+        folder / "data", agents=[payer], settings=Settings(concurrency=IN_FLIGHT)
+    ) as runtime:
+        for _ in range(runs // IN_FLIGHT):
+            handles = [await runtime.start("payer", principals=[USER]) for _ in range(IN_FLIGHT)]
+            await asyncio.gather(*(handle.result() for handle in handles))
+        assert runtime.engine is not None
+        assert runtime.engine.outside is not None
+        specs = await specs_of(runtime.engine.outside.catalogues)
+        text = "\n".join(line for line in policies().splitlines() if "other" not in line)
+        candidate = load({"b.cedar": text}, specs)
+        begin = time.perf_counter()
+        count = sum(1 for _ in Judging(runtime).backtest(candidate))
+        seconds = time.perf_counter() - begin
+    return {"actions": count, "seconds": seconds, "per_100000_s": seconds / count * 100_000}
+
+
+async def measure() -> dict[str, Any]:
+    """Everything."""
+    found: dict[str, Any] = {"gates": await gates()}
+    plain, governed = [], []
+    for _ in range(3):
+        for kind, into in ((False, plain), (True, governed)):
+            with tempfile.TemporaryDirectory(dir=".") as name:
+                into.append(await throughput(Path(name), governed=kind))
+    found["actions"] = {
+        "ungoverned_per_s": median(plain), "governed_per_s": median(governed),
+        "ratio": median(a / b for a, b in zip(governed, plain, strict=True)),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        found["backtest"] = await backtest(Path(name), 256)
+    return found
+
+
+def main() -> None:
+    """Measure and show."""
+    found = asyncio.run(measure())
+    targets = (
+        (
+            "all gates over the bare decisions of Cedar, 50 policies, chain of two",
+            "at most 1.5x",
+            f"{found['gates']['ratio']:.2f}x",
+            found["gates"]["ratio"] <= 1.5,
+        ),
+        (
+            "all gates, microseconds",
+            "under 1,000",
+            f"{found['gates']['gates_us']:.0f}",
+            found["gates"]["gates_us"] < 1_000,
+        ),
+        (
+            "governed actions/s over ungoverned ones, 64 in flight",
+            "at least 0.5x",
+            f"{found['actions']['ratio']:.2f}x ({found['actions']['governed_per_s']:.0f}/s)",
+            found["actions"]["ratio"] >= 0.5,
+        ),
+        (
+            "backtest of 100,000 actions",
+            "under 30 s",
+            f"{found['backtest']['per_100000_s']:.1f} s (from {found['backtest']['actions']:,})",
+            found["backtest"]["per_100000_s"] < 30,
+        ),
+    )
+    table = Table("what", "target", "measured", "")
+    for what, target, measured, is_met in targets:
+        table.add_row(what, target, measured, "met" if is_met else "MISSED")
+    Console().print(table)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
