@@ -383,3 +383,28 @@ async def test_a_gate_that_fails_denies(tmp_path: Path) -> None:
         with pytest.raises(Exception, match="gate-failed"):
             await (await runtime.start("clerk", 10)).result()
         assert sent == []
+
+
+@agent("unsure", tools=[pay])
+async def unsure(run: Run, percent: int) -> Any:
+    with run.confidence(percent):
+        return await run.act(pay, to="acme", cents=5)
+
+
+@agent("wrong")
+async def wrong(run: Run) -> None:
+    with run.confidence(101):
+        pass
+
+
+async def test_an_agent_that_is_not_sure_asks(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path, agents=[unsure, wrong], rules=Rules(confidence_min=60)) as runtime:
+        await runtime.keys.register([public_record(KEYS["anna"], "anna", ["approver"], 1)], by="test")
+        assert await (await runtime.start("unsure", 60)).result() == "paid 5 to acme"
+        handle = await runtime.start("unsure", 40)
+        pending = await held(runtime)
+        assert "confidence is 40 percent, below 60 (confidence-low)" in pending.shown
+        await runtime.approvals.submit(pending.record.key, token(runtime, pending, "anna"))
+        assert await handle.result() == "paid 5 to acme"
+        with pytest.raises(Exception, match="percentage from 0 to 100"):
+            await (await runtime.start("wrong")).result()

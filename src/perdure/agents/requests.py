@@ -157,6 +157,7 @@ class ActCall(Request):
     arguments: bytes
     endpoint: str = ""
     tool: Tool | None = None
+    confidence: int | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, overload
@@ -104,6 +105,7 @@ class Run:
 
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
+        self._confidence: int | None = None
         self.state = State(self)
 
     @property
@@ -161,7 +163,26 @@ class Run:
         data = to_json(arguments)
         name = tool if isinstance(tool, str) else tool.spec.name
         given = None if isinstance(tool, str) else tool
-        return self.calls.issue(ActCall(name, digest(data), decode, "tool", data, "", given))
+        return self.calls.issue(
+            ActCall(name, digest(data), decode, "tool", data, "", given, self._confidence)
+        )
+
+    @contextlib.contextmanager
+    def confidence(self, percent: int) -> Iterator[None]:
+        """How sure the agent, or whoever checks it, is of what it does while this is entered.
+
+        A runtime that asks for more (``confidence_min``) holds what is no read until a person has signed for it.
+
+        Raises:
+            UsageError: it is no percentage.
+        """
+        if not 0 <= percent <= 100:
+            raise UsageError(f"a confidence is a percentage from 0 to 100, found {percent}")
+        before, self._confidence = self._confidence, percent
+        try:
+            yield
+        finally:
+            self._confidence = before
 
     def model(
         self, model: str, messages: Any = None, *, endpoint: str = "chat/completions", **body: Any

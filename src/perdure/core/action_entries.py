@@ -57,6 +57,7 @@ class ActionHeld(CallEntry, frozen=True, kw_only=True):
     tool: str = ""
     due_ms: int | None = None
     asked: int = 0
+    confidence: int | None = None
 
 
 class ActionDoubted(CallEntry, frozen=True, kw_only=True):

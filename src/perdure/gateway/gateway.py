@@ -134,7 +134,7 @@ class Gateway:
         governance = self.governance
         held = seat.held(act.call)
         if held is not None:
-            act.shown, act.asked = held.reasons, held.asked
+            act.shown, act.asked, act.confidence = held.reasons, held.asked, held.confidence
         changed = governance.changed_arguments(seat, act)
         act.seal = governance.sealer(seat, act)
         asked = act.stored  # what was shown and signed, before anybody changed it

@@ -182,6 +182,7 @@ def _held(
         tool=act.spec.digest if act.spec else "",
         due_ms=None if due is None else common["at_ms"] + due,
         asked=act.asked,
+        confidence=act.confidence,
     )
 
 

@@ -120,6 +120,7 @@ async def _prepared(
     else:  # what it declared when it was dispatched
         recovery, effect = open_call.intent.recovery, open_call.intent.effect
     made = Act(**common, recovery=recovery, effect=effect, estimate=Spend(calls=1), tool=tool)
+    made.confidence = request.confidence
     made.undoes = getattr(tool, "undoes", "")
     if isinstance(open_call.intent, e.ActionIntended) and open_call.intent.changed:
         made.request = host.driver.bytes_of(
