@@ -9,7 +9,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +21,6 @@ from perdure.core.errors import (
     UsageError,
 )
 from perdure.gateway.vault import Vault
-from perdure.governance import exports, verify_file
 from perdure.governance.checkpoints import checkpoint, parse_checkpoint, sign_checkpoint
 from perdure.governance.notes import VerifierKey
 from perdure.ports import Store, Transaction
@@ -30,6 +28,8 @@ from perdure.runtime.actions import parts
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from perdure.governance import verify_file
 
 if TYPE_CHECKING:
     from perdure.runtime.runtime import Runtime
@@ -214,6 +214,8 @@ class Audit:
         Raises:
             ActionUnknownError: the log says nothing of it there.
         """
+        from perdure.governance import exports
+
         note = await self.checkpoint()
         leaves = [leaf for leaf in self.records(action) if index in (None, leaf.index)]
         if not leaves:
@@ -227,6 +229,10 @@ class Audit:
             form: ``jsonl``: what ``verify_file`` reads; ``ocsf``: events of class API Activity; ``dsse``: signed envelopes with
                 an in-toto statement about some records each.
         """
+        from importlib.metadata import version  # slow to import, like those below: where they are used
+
+        from perdure.governance import exports
+
         keys, store = self._keys(), self._runtime.store
 
         def page(after: int, limit: int) -> list[AuditLeaf]:
@@ -257,6 +263,8 @@ class Audit:
         Raises:
             InputInvalidError: the key is none.
         """
+        from perdure.governance import verify_file
+
         try:
             expected = verify_file.read_key(key or self.verifier())
         except ValueError as error:
@@ -264,6 +272,8 @@ class Audit:
         return self._runtime.store.read(lambda tx: self._verified(tx, expected, known))
 
     def _verified(self, tx: Transaction, key: verify_file.Key, known: str | None) -> Verified:
+        from perdure.governance import exports, verify_file
+
         found = Verified()
         notes = tx.checkpoints()
         states: dict[str, dict[int, str]] = {}

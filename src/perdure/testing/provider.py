@@ -205,6 +205,7 @@ def listening() -> socket.socket:
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", 0))
+    bound.listen()  # who reads the port may connect at once, before the server has begun
     return bound
 
 
