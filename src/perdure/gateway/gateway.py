@@ -124,7 +124,7 @@ class Gateway:
         else:  # what gates remember must hold each action of the run before the next is judged
             async with seat.memory.lock:
                 entry = await judged()
-                seat.memory.see_ahead(entry)
+                seat.memory.see_ahead(entry, seat.bytes_of)
         self._warn(seat, warnings)
         return entry
 

@@ -76,6 +76,10 @@ class Seat(Protocol):
         """Show something to live watchers."""
         ...
 
+    def bytes_of(self, payload: Payload) -> bytes:
+        """The JSON of a payload."""
+        ...
+
     def held(self, call: int) -> ActionHeld | None:
         """How a call was held the last time."""
         ...
@@ -98,10 +102,6 @@ class HostedSeat(Seat, Protocol):
 
     def entry(self, seq: int) -> Entry:
         """One entry of the journal."""
-        ...
-
-    def bytes_of(self, payload: Payload) -> bytes:
-        """The JSON of a payload."""
         ...
 
     def work(self, work: Coroutine[Any, Any, None], call: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -100,8 +100,8 @@ def span_ms(text: str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def load_rules(text: str, tools: Collection[str]) -> tuple[Rule, ...]:
-    """The rules of a file, held against the tools.
+def load_rules(text: str, tools: Collection[str] | None = None) -> tuple[Rule, ...]:
+    """The rules of a file, held against the tools if they are given.
 
     Raises:
         ConductInvalidError: one cannot be used; the message says which and why. None is used then.
@@ -116,11 +116,26 @@ def load_rules(text: str, tools: Collection[str]) -> tuple[Rule, ...]:
     if len({rule.id for rule in rules}) < len(rules) or len(rules) > RULES_MAX:
         raise ConductInvalidError(f"expected at most {RULES_MAX} rules, each with an id of its own")
     for rule in rules:
-        _check(rule, tools)
+        _check(rule)
+    if tools is not None:
+        check_tools(rules, tools)
     return rules
 
 
-def _check(rule: Rule, tools: Collection[str]) -> None:
+def check_tools(rules: Sequence[Rule], tools: Collection[str]) -> None:
+    """Whether every pattern means a tool that is there.
+
+    Raises:
+        ConductInvalidError: one does not, so it would never count.
+    """
+    for rule in rules:
+        for pattern in (rule.event, rule.before, rule.without):
+            if pattern is not None and not any(fnmatch.fnmatchcase(name, pattern.tool) for name in tools):
+                message = f"rule `{rule.id}`: no tool is called `{pattern.tool}`, so it would never count"
+                raise ConductInvalidError(message, rule=rule.id)
+
+
+def _check(rule: Rule) -> None:
     def wrong(why: str) -> ConductInvalidError:
         return ConductInvalidError(f"rule `{rule.id}`: {why}", rule=rule.id)
 
@@ -137,6 +152,3 @@ def _check(rule: Rule, tools: Collection[str]) -> None:
         raise wrong(f"`at_most` is {rule.at_most}, expected 0 to {AT_MOST_MAX}")
     if rule.within:
         span_ms(rule.within)
-    for pattern in (rule.event, rule.before, rule.without):
-        if pattern is not None and not any(fnmatch.fnmatchcase(name, pattern.tool) for name in tools):
-            raise wrong(f"no tool is called `{pattern.tool}`, so it would never count")

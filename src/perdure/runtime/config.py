@@ -74,14 +74,15 @@ def _rules(table: Mapping[str, Any], path: Path | None) -> Rules:
     """What actions are judged by; paths are relative to the file."""
     folder = Path() if path is None else path.parent
     options = dict(table)
-    if unknown := set(options) - {"policies", "confidence_min"}:
+    if unknown := set(options) - {"policies", "conduct", "confidence_min"}:
         raise DefinitionError(
-            f"`[governance]` of `{path}` has `{min(unknown)}`; expected `policies` and `confidence_min`"
+            f"`[governance]` of `{path}` has `{min(unknown)}`; expected `policies`, `conduct` and `confidence_min`"
         )
-    if "policies" in options:
-        if not isinstance(options["policies"], str):
-            raise DefinitionError(f"`policies` of `{path}` is the path of a folder")
-        options["policies"] = folder / options["policies"]
+    for name in ("policies", "conduct"):
+        if name in options:
+            if not isinstance(options[name], str):
+                raise DefinitionError(f"`{name}` of `{path}` is a path")
+            options[name] = folder / options[name]
     if not isinstance(options.get("confidence_min", 1), int):
         raise DefinitionError(f"`confidence_min` of `{path}` is a percentage")
     return Rules(**options)

@@ -10,8 +10,12 @@ from perdure.core.errors import DefinitionError
 from perdure.gateway.catalogue import Catalogue
 from perdure.gateway.gates.authority import AuthorityGate
 from perdure.gateway.gates.case import Gate
+from perdure.gateway.gates.conduct import ConductGate
 from perdure.gateway.gates.hold import ConfidenceGate
 from perdure.gateway.governance import Governance
+from perdure.gateway.memory import RunMemory
+from perdure.governance.conduct import Conduct
+from perdure.governance.conduct_rules import ConductInvalidError, Rule, load_rules
 from perdure.ports import Store
 from perdure.runtime.policies import FolderPolicies, specs_of
 from perdure.runtime.system import SystemClock
@@ -25,11 +29,13 @@ class Rules:
 
     Attributes:
         policies: a folder with ``*.cedar`` files; without it agents may do what their charter says.
+        conduct: a TOML file with rules over the sequence of a run's actions.
         confidence_min: actions with a lower confidence (in percent) are held.
         gates: checks of your own, asked after those.
     """
 
     policies: Path | None = None
+    conduct: Path | None = None
     confidence_min: int | None = None
     gates: Sequence[Gate] = ()
 
@@ -60,7 +66,27 @@ class Rulebook:
                 self._rules.policies, lambda: specs_of(catalogues), self._store, SystemClock().now_ms
             )
             gates.append(AuthorityGate(policies))
+        if self._rules.conduct is not None:
+            rules = read_conduct(self._rules.conduct)
+            gates.append(ConductGate(rules, lambda: _names(catalogues)))
+            governance.memory = lambda: RunMemory(Conduct(rules))
         gates += self._rules.gates
         if self._rules.confidence_min is not None:
             gates.append(ConfidenceGate(self._rules.confidence_min))
         governance.go_by(gates)
+
+
+def read_conduct(path: Path) -> tuple[Rule, ...]:
+    """The conduct rules of a file.
+
+    Raises:
+        ConductInvalidError: they cannot be read.
+    """
+    try:
+        return load_rules(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConductInvalidError(f"the conduct rules `{path}` cannot be read: {error}") from error
+
+
+async def _names(catalogues: Mapping[str, Catalogue]) -> set[str]:
+    return {spec.name for spec in await specs_of(catalogues)}

@@ -1,0 +1,132 @@
+"""Conduct rules on real runs: from a file, through restarts, with actions side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure import Run, Runtime, agent, tool
+from perdure.core.errors import RefusedError
+from perdure.governance.conduct_rules import ConductInvalidError, load_rules
+from perdure.runtime.rulebook import Rules
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "policies" / "conduct.toml"
+sent: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    sent.clear()
+
+
+@tool(effect="read")
+async def look(to: str) -> str:
+    """Look."""
+    return to
+
+
+@tool
+async def pay(to: str, cents: int) -> str:
+    """Pay."""
+    await asyncio.sleep(0.01)
+    sent.append((to, cents))
+    return f"paid {cents}"
+
+
+@agent("clerk", tools=[look, pay])
+async def clerk(run: Run, steps: list[list[Any]], wait: bool = False) -> list[str]:
+    found: list[str] = []
+    for name, arguments in steps:
+        if name == "wait":
+            await run.receive("go")
+            continue
+        try:
+            found.append(str(await run.act(name, **arguments)))
+        except RefusedError as error:
+            found.append(error.code)
+    return found
+
+
+@agent("crowd", tools=[look, pay])
+async def crowd(run: Run) -> int:
+    found = await run.gather(*(_one(run, number) for number in range(8)))
+    return sum(found)
+
+
+async def _one(run: Run, number: int) -> int:
+    try:
+        await run.act(pay, to=str(number), cents=1)
+    except RefusedError:
+        return 0
+    return 1
+
+
+AGENTS = [clerk, crowd]
+REQUIRE = '[[rule]]\nid = "look"\nkind = "require"\nevent = { tool = "pay" }\nbefore = { tool = "look" }\nonce = true\nper = "to"\n'
+COUNT = '[[rule]]\nid = "few"\nkind = "count"\nevent = { tool = "pay" }\nat_most = 3\n'
+
+
+def rules(path: Path, text: str) -> Rules:
+    (path / "conduct.toml").write_text(text)
+    return Rules(conduct=path / "conduct.toml")
+
+
+async def test_a_sequence_is_judged_on_the_runs_own_actions(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=rules(tmp_path, REQUIRE)) as runtime:
+        steps = [["pay", {"to": "a", "cents": 1}], ["look", {"to": "a"}], ["pay", {"to": "b", "cents": 1}],
+                 ["pay", {"to": "a", "cents": 1}], ["pay", {"to": "a", "cents": 1}]]  # fmt: skip
+        found = await (await runtime.start("clerk", {"steps": steps})).result()
+        assert found == ["action-denied", "a", "action-denied", "paid 1", "action-denied"]
+        assert sent == [("a", 1)]
+        assert await (await runtime.start("clerk", {"steps": steps[:1]})).result() == ["action-denied"], (
+            "another run"
+        )
+
+
+async def test_what_was_done_before_a_restart_counts(tmp_path: Path) -> None:
+    chosen = rules(tmp_path, REQUIRE + COUNT)
+    steps = [["look", {"to": "a"}], ["pay", {"to": "a", "cents": 1}], ["wait", {}], ["pay", {"to": "a", "cents": 1}], ["look", {"to": "a"}], ["wait", {}],
+             ["pay", {"to": "a", "cents": 2}]]  # fmt: skip
+    async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=chosen) as runtime:
+        handle = await runtime.start("clerk", {"steps": steps})
+        async with asyncio.timeout(5):
+            while len(sent) < 1:
+                await asyncio.sleep(0.01)
+    for _ in range(2):
+        async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=chosen) as runtime:
+            await runtime.send(handle.id, "go")
+            await asyncio.sleep(0.2)
+    async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=chosen) as runtime:
+        assert await runtime.run(handle.id).result(5) == ["a", "paid 1", "action-denied", "a", "paid 2"]
+
+
+async def test_actions_side_by_side_cannot_overtake_each_other(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=rules(tmp_path, COUNT)) as runtime:
+        assert await (await runtime.start("crowd")).result() == 3
+        assert len(sent) == 3
+
+
+async def test_a_rule_about_a_tool_that_is_not_there_stops_everything(tmp_path: Path) -> None:
+    chosen = rules(tmp_path, COUNT.replace('"pay"', '"pya"'))
+    async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=chosen) as runtime:
+        handle = await runtime.start("clerk", {"steps": [["look", {"to": "a"}]]})
+        assert await handle.result() == ["action-denied"]
+        [row] = runtime.actions.rows()
+        assert "conduct-invalid" in runtime.actions.show(row.key).error.message  # type: ignore[union-attr]
+
+
+async def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConductInvalidError):
+        async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=Rules(conduct=tmp_path / "none")):
+            pass
+
+
+def test_the_example() -> None:
+    assert [rule.id for rule in load_rules(EXAMPLE.read_text(), ["refund", "set_stock"])] == [
+        "stock-before-refund",
+        "refunds-of-a-run",
+        "not-too-often",
+    ]
