@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perdure.governance.policy import OBLIGATIONS, Policy, PolicySet
+from perdure.governance.policy import PolicySet
+from perdure.governance.policy_obligations import OBLIGATIONS
+from perdure.governance.policy_reading import Policy
 from perdure.governance.policy_schema import TOOL_CALL, WRITE
 
 
