@@ -32,7 +32,9 @@ def check_annotations(annotations: Mapping[str, str]) -> None:
         raise PolicyInvalidError(
             f"has `@sandbox({annotations['sandbox']!r})`; expected one of {', '.join(TIERS)}"
         )
-    if empty := [name for name in ("redact", "limit") if name in annotations and not _listed(annotations[name])]:
+    if empty := [
+        name for name in ("redact", "limit") if name in annotations and not _listed(annotations[name])
+    ]:
         raise PolicyInvalidError(f"has `@{empty[0]}` without a value; say what")
 
 
@@ -60,10 +62,10 @@ def obligations_of(deciding: Iterable[Mapping[str, str]]) -> dict[str, str]:
     The strongest ``sandbox`` wins. Every ``redact`` and every ``limit`` counts: they are joined by ``", "``, sorted.
     """
     found: dict[str, set[str]] = {}
-    for annotations in deciding:
+    for asked in deciding:
         for name in OBLIGATIONS:
-            if name in annotations:
-                parts = (annotations[name],) if name == "sandbox" else _listed(annotations[name])
+            if name in asked:
+                parts = (asked[name],) if name == "sandbox" else _listed(asked[name])
                 found.setdefault(name, set()).update(parts)
     return {
         name: max(values, key=TIERS.index) if name == "sandbox" else ", ".join(sorted(values))

@@ -16,9 +16,10 @@ from perdure.governance.policy_errors import PolicyInvalidError
 from perdure.governance.policy_obligations import check_annotations
 from perdure.governance.policy_schema import GROUPS
 
-NESTING_MAX = 32  # brackets, or `if`s, within each other; Cedar dies of a few hundred on a stack of 8 MiB
-CHAIN_MAX = 64  # names after one another, as in `a.b.c`
-OPERATORS_MAX = 500  # of one policy; what Cedar can hold of one condition is about 60
+NESTING_MAX = (
+    32  # brackets within each other, or `if`s in all; Cedar dies of some hundreds on a stack of 8 MiB
+)
+PARTS_MAX = 500  # operators, or dots, of one policy; Cedar can hold some 60 of them in one condition
 PROBLEMS_SHOWN = 3
 _PARSER_NAME = re.compile(r"for policy `policy[0-9]+`, ")
 # Strings and comments as Cedar reads them, so that no bracket in one counts and none outside of one is missed.
@@ -127,7 +128,9 @@ def _check(policy: Policy) -> None:
             f"{where} {error.message}", file=policy.file, line=policy.line, policy=policy.id
         ) from error
     # A group is never itself what is done, so this would be about nothing, and a `forbid` would forbid nothing.
-    if policy.data["action"]["op"] == "==" and (groups := sorted((policy.actions or frozenset()) & {*GROUPS})):
+    if policy.data["action"]["op"] == "==" and (
+        groups := sorted((policy.actions or frozenset()) & {*GROUPS})
+    ):
         message = f'{where} has `action == Action::"{groups[0]}"`, which no action is; write `action in Action::"{groups[0]}"`'
         raise PolicyInvalidError(message, file=policy.file, line=policy.line, policy=policy.id)
 
@@ -140,7 +143,7 @@ def _statements(file: str, text: str) -> list[tuple[int, str]]:
     """
     found: list[tuple[int, str]] = []
     start = line = seen = -1
-    depth = chain = branches = operators = 0
+    depth = branches = operators = dots = 0
     for token in _TOKEN.finditer(text):
         kind = token.lastgroup
         if kind == "comment":
@@ -149,15 +152,15 @@ def _statements(file: str, text: str) -> list[tuple[int, str]]:
             start = token.start()
             line = text.count("\n", 0, start) + 1 if seen < 0 else line + text.count("\n", seen, start)
             seen = start
-            chain = branches = operators = 0
+            branches = operators = dots = 0
         depth = max(0, depth + (kind == "open") - (kind == "close"))
         branches += token[0] == "if"
         operators += kind == "operator"
-        chain = chain + 1 if kind == "dot" else chain if kind in ("name", "text", "open", "close") else 0
-        if depth > NESTING_MAX or branches > NESTING_MAX or chain > CHAIN_MAX or operators > OPERATORS_MAX:
+        dots += kind == "dot"
+        if max(depth, branches) > NESTING_MAX or max(operators, dots) > PARTS_MAX:
             message = (
-                f"{_place(file, line)}: a policy has more than {NESTING_MAX} brackets or `if`s within each other, {CHAIN_MAX} names "
-                f"after one another or {OPERATORS_MAX} operators; write it simpler, or as several policies"
+                f"{_place(file, line)} has more than {NESTING_MAX} brackets within each other or `if`s, or more than {PARTS_MAX} "
+                "operators or dots, in one policy; write it simpler, or as several policies"
             )
             raise PolicyInvalidError(message, file=file, line=line)
         if kind == "end" and depth == 0:
@@ -201,7 +204,7 @@ def _unfitting(
 
 
 def _place(file: str, line: int, name: str = "") -> str:
-    return f"policy `{name}` of `{file}`, line {line}," if name else f"`{file}`, line {line}"
+    return f"policy `{name}` of `{file}`, line {line}," if name else f"`{file}`, line {line},"
 
 
 def _document(static: Mapping[str, Any]) -> str:
