@@ -255,7 +255,7 @@ def test_a_slice_decides_as_the_whole(parts: list[tuple[str, str, str]]) -> None
         f'@id("p{n}") {effect} ({who}, {scope}, resource);' for n, (effect, scope, who) in enumerate(parts)
     )
     sliced, whole = made(text), made(text)
-    whole._is_about = lambda *_: True  # type: ignore[method-assign]
+    whole.is_about = lambda *_: True  # type: ignore[method-assign]
     for name in ("pay", "look"):
         for chain in ((CLERK,), (CLERK, ANNA)):
             request = asked(name, chain=chain)

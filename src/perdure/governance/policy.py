@@ -1,14 +1,14 @@
 """Authority by Cedar policies: default deny, an error is a denial, and every link of the delegation chain must be allowed.
 
 Policies are Cedar (https://docs.cedarpolicy.com); annotations on the policies that decide say what must be done: ``@hold("role")``
-with ``@quorum``, ``@deadline`` and ``@escalate``, and any of ``@sandbox``, ``@redact``, ``@limit``.
+with ``@quorum``, ``@deadline`` and ``@escalate``, and any of ``@sandbox``, ``@redact``, ``@limit``. All policies that decide count: a
+permit with ``@hold`` holds, whatever permits beside it say.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +18,10 @@ import msgspec
 
 from perdure.core.principals import Chain, Principal
 from perdure.core.tools import ToolSpec
-from perdure.core.verdicts import HOLD_MS, Demand, Reason, Verdict, deny
+from perdure.core.verdicts import Demand, Reason, Verdict, deny
 from perdure.governance.policy_errors import PolicyInvalidError
+from perdure.governance.policy_obligations import demand_of, obligations_of
+from perdure.governance.policy_reading import Policy, parsed, read
 from perdure.governance.policy_schema import (
     GROUPS,
     MODEL,
@@ -31,12 +33,9 @@ from perdure.governance.policy_schema import (
     schema_of,
 )
 
-OBLIGATIONS = ("sandbox", "redact", "limit")
-ANNOTATIONS = frozenset(("id", "hold", "quorum", "deadline", "escalate", "reason", *OBLIGATIONS))
 CACHED_MAX = 1_000  # sets of entities: one for each link and tool
 DAY_S, HOUR_S = 86_400, 3_600
 THURSDAY = 3  # 1970-01-01; Monday is 0
-_UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _TYPES = {"agent": "Agent", "user": "User", "service": "Service"}
 
 
@@ -72,26 +71,6 @@ class PolicyRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """One policy as it was written."""
-
-    id: str
-    file: str
-    effect: str
-    annotations: Mapping[str, str]
-    data: Mapping[str, Any]
-
-    @property
-    def actions(self) -> frozenset[str] | None:
-        """The actions and groups of actions in its scope; ``None`` is any."""
-        scope = self.data["action"]
-        if scope["op"] == "All":
-            return None
-        listed = scope.get("entities") or [scope["entity"]]
-        return frozenset(item["id"] for item in listed)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LinkDecision:
     """What the policies say for one link of the chain."""
 
@@ -99,6 +78,11 @@ class LinkDecision:
     decision: str
     policies: tuple[str, ...]
     errors: tuple[str, ...]
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether it may: Cedar skips a ``forbid`` that fails and allows, so an error is a no."""
+        return self.decision == "Allow" and not self.errors
 
 
 class PolicySet:
@@ -115,7 +99,7 @@ class PolicySet:
         self._inputs = {
             name: {"type": "Record", "attributes": input_of(spec)} for name, spec in tools.items()
         }
-        self._entities: OrderedDict[tuple[Principal, str], Any] = OrderedDict()
+        self._entities: OrderedDict[tuple[Principal, bool, str], Any] = OrderedDict()
 
     # -- deciding
     def decide(self, request: PolicyRequest) -> Verdict:
@@ -123,15 +107,17 @@ class PolicySet:
         return msgspec.structs.replace(self._decided(request), policy=self.digest)
 
     def _decided(self, request: PolicyRequest) -> Verdict:
+        if not request.chain:  # nobody has been allowed anything, and there is nobody to ask for
+            return deny("policy-none", "nobody is named who acts")
         if not request.is_model and request.name not in self.tools:
             return deny("policy-tool-unknown", f"the policies know no tool `{request.name}`")
         try:
             links = self.links(request)
         except ValueError as error:
-            return deny("policy-error", f"the arguments of `{request.name}` cannot be judged: {error}")
+            return deny("policy-error", f"the use of `{request.name}` cannot be judged: {error}")
         reasons: list[Reason] = []
         for link in links:
-            if link.decision != "Allow" or link.errors:
+            if not link.is_allowed:
                 return _denied(link, self.policies)
             reasons += [
                 Reason(code="policy-allowed", message=self._told(name), rule=name) for name in link.policies
@@ -142,37 +128,55 @@ class PolicySet:
         """What is decided for each link; the first that is not allowed is the last.
 
         Raises:
-            ValueError: an argument does not fit its type.
+            ValueError: there is no such tool, or an argument does not fit its type.
         """
-        import cedarpy
-
-        action = MODEL if request.is_model else request.name
-        context = self._context(request)
-        resource = {"type": "Model" if request.is_model else "Tool", "id": request.name}
+        handle = self.slice_of(MODEL if request.is_model else request.name)
+        context = self.context_of(request)
         found: list[LinkDecision] = []
         for principal in request.chain:
-            asked = {
-                "principal": {"type": _TYPES[principal.kind], "id": principal.name},
-                "action": {"type": "Action", "id": action},
-                "resource": resource,
-                "context": context,
-            }
-            answer = cedarpy.is_authorized(
-                asked, self._slice(action), self._known(principal, request), self._schema
-            )
-            diagnostics = answer.diagnostics
-            link = LinkDecision(
-                principal=principal,
-                decision=answer.decision.name,
-                policies=tuple(sorted(diagnostics.reasons)),
-                errors=tuple(str(error) for error in diagnostics.errors),
-            )
-            found.append(link)
-            if link.decision != "Allow" or link.errors:
+            found.append(self.ask(principal, request, handle, context))
+            if not found[-1].is_allowed:
                 break
         return found
 
-    def _context(self, request: PolicyRequest) -> dict[str, Any]:
+    def ask(self, principal: Principal, request: PolicyRequest, handle: Any, context: str) -> LinkDecision:
+        """What some of the policies say for one link.
+
+        Args:
+            principal: the link.
+            request: the action.
+            handle: the policies, as Cedar's own set.
+            context: that of the request, see :meth:`context_of`.
+
+        Raises:
+            ValueError: a name cannot be told to Cedar.
+        """
+        import cedarpy
+
+        is_model = request.is_model
+        asked = {
+            "principal": {"type": _TYPES[principal.kind], "id": principal.name},
+            "action": {"type": "Action", "id": MODEL if is_model else request.name},
+            "resource": {"type": "Model" if is_model else "Tool", "id": request.name},
+            "context": context,
+        }
+        answer = cedarpy.is_authorized(asked, handle, self._known(principal, request), self._schema)
+        diagnostics = answer.diagnostics
+        return LinkDecision(
+            principal=principal,
+            decision=answer.decision.name,
+            policies=tuple(sorted(diagnostics.reasons)),
+            errors=tuple(str(error) for error in diagnostics.errors),
+        )
+
+    def context_of(self, request: PolicyRequest) -> str:
+        """What Cedar is told beside principal, action and resource, as JSON.
+
+        Raises:
+            ValueError: there is no such tool, or an argument does not fit its type.
+        """
+        if not request.is_model and request.name not in self.tools:
+            raise ValueError(f"there is no tool `{request.name}`")
         seconds = request.at_ms // 1000
         spec = self.tools.get(request.name)
         governance: dict[str, Any] = {
@@ -193,18 +197,19 @@ class PolicySet:
         if request.budget_left_usd_micros is not None:
             governance["budget_left_usd_micros"] = request.budget_left_usd_micros
         arguments = {} if request.is_model else fitted(dict(request.arguments), self._inputs[request.name])
-        return {"governance": governance, "input": arguments}
+        return json.dumps({"governance": governance, "input": arguments})
 
-    def _slice(self, action: str) -> Any:
+    def slice_of(self, action: str) -> Any:
         """The policies that can be about an action: fewer are quicker, and the decision is the same."""
         known = self._slices.get(action)
         if known is None:
-            known = self._slices[action] = _parsed(
-                [item for item in self.policies.values() if self._is_about(item, action)]
+            known = self._slices[action] = parsed(
+                [item for item in self.policies.values() if self.is_about(item, action)]
             )
         return known
 
-    def _is_about(self, policy: Policy, action: str) -> bool:
+    def is_about(self, policy: Policy, action: str) -> bool:
+        """Whether the scope of a policy has an action, or a group that it is in."""
         scope = policy.actions
         if scope is None or action in scope:
             return True
@@ -216,21 +221,24 @@ class PolicySet:
     def _known(self, principal: Principal, request: PolicyRequest) -> Any:
         import cedarpy
 
-        key = (msgspec.structs.replace(principal, run=""), request.name)
+        # A model may have the name of a tool; what is known of the one must not stand for the other.
+        key = (msgspec.structs.replace(principal, run=""), request.is_model, request.name)
         known = self._entities.get(key)
-        if known is None:
+        if known is not None:
+            self._entities.move_to_end(key)
+        else:
             known = cedarpy.Entities.from_json_str(
                 json.dumps(self._entity_list(principal, request)), schema=self._schema
             )
             self._entities[key] = known
             if len(self._entities) > CACHED_MAX:
-                self._entities.popitem(last=False)
+                self._entities.popitem(last=False)  # the one that was not asked for the longest
         return known
 
     def _entity_list(self, principal: Principal, request: PolicyRequest) -> list[dict[str, Any]]:
         parent = "Role" if principal.kind == "agent" else "Group"
         uid = {"type": _TYPES[principal.kind], "id": principal.name}
-        parents = [{"type": parent, "id": name} for name in principal.groups]
+        parents = [{"type": parent, "id": name} for name in dict.fromkeys(principal.groups)]
         found: list[dict[str, Any]] = [{"uid": uid, "attrs": {}, "parents": parents}]
         found += [{"uid": item, "attrs": {}, "parents": []} for item in parents]
         spec = self.tools.get(request.name)
@@ -245,12 +253,10 @@ class PolicySet:
     def _obliged(self, links: Sequence[LinkDecision], reasons: Sequence[Reason]) -> Verdict:
         demands: list[Demand] = []
         held: list[Reason] = []
-        obligations: dict[str, str] = {}
-        for name in dict.fromkeys(name for link in links for name in link.policies):
+        deciding = list(dict.fromkeys(name for link in links for name in link.policies))
+        obligations = obligations_of(self.policies[name].annotations for name in deciding)
+        for name in deciding:
             annotations = self.policies[name].annotations
-            for key in OBLIGATIONS:
-                if key in annotations:
-                    obligations[key] = annotations[key]
             if "hold" in annotations:
                 demand = demand_of(annotations)
                 if demand not in demands:
@@ -282,35 +288,6 @@ def _denied(link: LinkDecision, policies: Mapping[str, Policy]) -> Verdict:
     return Verdict(kind="deny", reasons=reasons)
 
 
-def demand_of(annotations: Mapping[str, str]) -> Demand:
-    """What the annotations of a policy ask for.
-
-    Raises:
-        PolicyInvalidError: a number or a time cannot be read.
-    """
-    roles = _listed(annotations["hold"]) or ("approver",)
-    quorum = annotations.get("quorum", "1")
-    if not quorum.isascii() or not quorum.isdigit() or not 1 <= int(quorum) <= 16:
-        raise PolicyInvalidError(f"`@quorum({quorum!r})`: expected a number from 1 to 16")
-    return Demand(
-        roles=roles,
-        quorum=int(quorum),
-        deadline_ms=_span_ms(annotations["deadline"]) if "deadline" in annotations else HOLD_MS,
-        escalation=_listed(annotations.get("escalate", "")),
-    )
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(item.strip() for item in text.split(",") if item.strip())
-
-
-def _span_ms(text: str) -> int:
-    found = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text.strip())
-    if found is None:
-        raise PolicyInvalidError(f"`@deadline({text!r})`: expected a time such as `30m`, `4h` or `2d`")
-    return int(found[1]) * _UNITS[found[2]]
-
-
 # -- loading
 def load(texts: Mapping[str, str], tools: Sequence[ToolSpec]) -> PolicySet:
     """Parse policies and hold them against the tools. All of them, or none.
@@ -337,7 +314,7 @@ def load(texts: Mapping[str, str], tools: Sequence[ToolSpec]) -> PolicySet:
         raise PolicyInvalidError(f"no schema can be made of the tools: {error}") from error
     policies: dict[str, Policy] = {}
     for file in sorted(texts):
-        for policy in _read(file, texts[file], schema):
+        for policy in read(file, texts[file], schema):
             if policy.id in policies:
                 other = policies[policy.id].file
                 raise PolicyInvalidError(f"two policies have the id `{policy.id}`, in `{other}` and `{file}`")
@@ -345,52 +322,5 @@ def load(texts: Mapping[str, str], tools: Sequence[ToolSpec]) -> PolicySet:
     parts = [[name, texts[name]] for name in sorted(texts)]
     digest = hashlib.sha256(json.dumps([parts, written], sort_keys=True).encode()).hexdigest()
     made = PolicySet(list(policies.values()), known, schema, digest)
-    _parsed(list(policies.values()))
+    parsed(list(policies.values()))  # whatever Cedar cannot hold is refused now, not when it is asked
     return made
-
-
-def _read(file: str, text: str, schema: Any) -> list[Policy]:
-    import cedarpy
-
-    try:
-        parsed = json.loads(cedarpy.policies_to_json_str(text))
-    except ValueError as error:
-        raise PolicyInvalidError(f"`{file}` cannot be read: {_first_line(error)}", file=file) from error
-    if parsed.get("templates"):
-        raise PolicyInvalidError(f"`{file}` has a template; write the policy for each principal", file=file)
-    order = sorted(parsed["staticPolicies"].items(), key=lambda item: int(item[0].removeprefix("policy")))
-    found: list[Policy] = []
-    for number, (_, data) in enumerate(order, start=1):
-        annotations = {name: value or "" for name, value in data.get("annotations", {}).items()}
-        name = annotations.get("id") or f"{file}#{number}"
-        if unknown := sorted(set(annotations) - ANNOTATIONS):
-            message = (
-                f"policy `{name}` of `{file}` has `@{unknown[0]}`; known are {', '.join(sorted(ANNOTATIONS))}"
-            )
-            raise PolicyInvalidError(message, file=file)
-        if "hold" in annotations:
-            demand_of(annotations)
-        found.append(Policy(id=name, file=file, effect=data["effect"], annotations=annotations, data=data))
-    result = cedarpy.validate_policies(text, schema)
-    if not result.validation_passed:
-        problem = result.errors[0]
-        number = [key for key, _ in order].index(problem.policy_id) if problem.policy_id in dict(order) else 0
-        name = found[number].id if found else file
-        why = problem.error.replace(f"for policy `{problem.policy_id}`, ", "")
-        raise PolicyInvalidError(
-            f"policy `{name}` of `{file}` does not fit the tools: {why}", file=file, policy=name
-        )
-    return found
-
-
-def _parsed(policies: Sequence[Policy]) -> Any:
-    import cedarpy
-
-    static = {policy.id: policy.data for policy in policies}
-    return cedarpy.PolicySet.from_json_str(
-        json.dumps({"staticPolicies": static, "templates": {}, "templateLinks": []})
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perdure.governance.policy import OBLIGATIONS, Policy, PolicySet
-from perdure.governance.policy_schema import TOOL_CALL, WRITE
+from perdure.governance.policy import PolicySet
+from perdure.governance.policy_obligations import OBLIGATIONS
+from perdure.governance.policy_reading import Policy
+from perdure.governance.policy_schema import MODEL, TOOL_CALL, WRITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,11 @@ class LintFinding:
 
 
 def lint(policies: PolicySet) -> list[LintFinding]:
-    """What looks wrong, by policy."""
+    """What looks wrong: first each policy by itself, then beside the others."""
     found: list[LintFinding] = []
     for policy in policies.policies.values():
         found += _alone(policy, policies)
-        found += _beside(policy, policies)
-    return found
+    return found + list(_beside(policies))
 
 
 def _alone(policy: Policy, policies: PolicySet) -> Iterator[LintFinding]:
@@ -64,26 +65,35 @@ def _is_irreversible(policies: PolicySet) -> bool:
     return any(spec.effect == "irreversible" and not spec.undoable for spec in policies.tools.values())
 
 
-def _beside(policy: Policy, policies: PolicySet) -> Iterator[LintFinding]:
-    for other in policies.policies.values():
-        if other.id == policy.id:
-            continue
-        if other.effect == "forbid" and policy.effect == "permit" and _covers(other, policy):
-            message = f"`{other.id}` forbids everything that it allows, so it never counts"
-            yield LintFinding("unreachable", policy.id, policy.file, message)
-        same = _body(other) == _body(policy) and other.effect == policy.effect
-        if same and list(policies.policies).index(other.id) < list(policies.policies).index(policy.id):
-            yield LintFinding("shadowed", policy.id, policy.file, f"it says the same as `{other.id}`")
+def _beside(policies: PolicySet) -> Iterator[LintFinding]:
+    walls = [
+        policy for policy in policies.policies.values() if policy.effect == "forbid" and _is_wall(policy)
+    ]
+    first: dict[str, str] = {}
+    for policy in policies.policies.values():
+        if policy.effect == "permit":
+            for wall in walls:
+                if _covers(wall, policy, policies):
+                    message = f"`{wall.id}` forbids everything that it allows, so it never counts"
+                    yield LintFinding("unreachable", policy.id, policy.file, message)
+        other = first.setdefault(_body(policy), policy.id)
+        if other != policy.id:
+            yield LintFinding("shadowed", policy.id, policy.file, f"it says the same as `{other}`")
 
 
-def _covers(forbid: Policy, permit: Policy) -> bool:
-    """Whether an unconditional ``forbid`` covers the whole scope of a ``permit``."""
-    if forbid.data.get("conditions") or not _is_open(forbid):
-        return False
-    return forbid.actions is None or (permit.actions is not None and permit.actions <= forbid.actions)
+def _is_wall(policy: Policy) -> bool:
+    """Whether it counts for every principal and resource, whatever else is the case."""
+    return _is_open(policy) and not policy.data.get("conditions")
+
+
+def _covers(wall: Policy, permit: Policy, policies: PolicySet) -> bool:
+    """Whether a ``forbid`` for everybody covers every action of a ``permit``."""
+    names = [*policies.tools, MODEL]
+    return all(policies.is_about(wall, name) for name in names if policies.is_about(permit, name))
 
 
 def _body(policy: Policy) -> str:
-    return json.dumps(
-        [policy.data[part] for part in ("principal", "action", "resource", "conditions")], sort_keys=True
-    )
+    """What two policies have in common that say the same: ids and reasons do not matter, holds and other demands do."""
+    asked = {name: text for name, text in policy.annotations.items() if name not in ("id", "reason")}
+    parts = [policy.data[part] for part in ("effect", "principal", "action", "resource", "conditions")]
+    return json.dumps([asked, parts], sort_keys=True)

@@ -14,6 +14,7 @@ from perdure.core.tools import ToolSpec
 
 LONG_MAX = 2**63 - 1
 DEPTH_MAX = 4  # of records within records
+ATTRIBUTES_MAX = 1_000  # of one tool, at all depths: a schema that refers to itself multiplies
 TOOL_CALL, READ, WRITE, MODEL = "tool_call", "read", "write", "model_request"
 GROUPS = (TOOL_CALL, READ, WRITE)
 PRINCIPALS = ("Agent", "User", "Service")
@@ -75,41 +76,87 @@ def _record(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def input_of(spec: ToolSpec) -> dict[str, Any]:
     """The attributes of ``context.input`` for a tool."""
-    found = _type_of(spec.parameters, spec.parameters.get("$defs", {}), 0)
-    return dict(found["attributes"]) if found is not None and found["type"] == "Record" else {}
+    return _Reading(spec).attributes
 
 
-def _type_of(schema: Any, definitions: Mapping[str, Any], depth: int) -> dict[str, Any] | None:
-    """The Cedar type of a JSON Schema; ``None`` if there is none."""
-    if not isinstance(schema, dict) or depth > DEPTH_MAX:
-        return None
-    if "$ref" in schema:
-        name = str(schema["$ref"]).removeprefix("#/$defs/")
-        return _type_of(definitions.get(name), definitions, depth + 1)
-    options = [item for item in schema.get("anyOf", ()) if item != {"type": "null"}]
-    if "anyOf" in schema:
-        return _type_of(options[0], definitions, depth) if len(options) == 1 else None
-    match schema.get("type"):
-        case "string":
-            return dict(_STRING)
-        case "integer":
-            return dict(_LONG)
-        case "boolean":
-            return dict(_BOOL)
-        case "array":
-            element = _type_of(schema.get("items"), definitions, depth + 1)
-            return None if element is None else {"type": "Set", "element": element}
-        case "object":
-            required = schema.get("required", ())
-            attributes: dict[str, Any] = {}
-            for name, part in schema.get("properties", {}).items():
-                found = _type_of(part, definitions, depth + 1)
-                if found is not None:
-                    is_nullable = isinstance(part, dict) and {"type": "null"} in part.get("anyOf", ())
-                    attributes[name] = {**found, "required": name in required and not is_nullable}
-            return _record(attributes)
-        case _:
-            return None
+def left_out(spec: ToolSpec) -> tuple[str, ...]:
+    """The arguments of a tool that policies cannot see, as paths such as ``input.price``; ``input`` is all of them."""
+    return tuple(_Reading(spec).left)
+
+
+class _Reading:
+    """One JSON Schema on its way to a type of Cedar.
+
+    Schemas come from tools of others, so nothing is taken for granted: whatever is not as expected is left out.
+    """
+
+    def __init__(self, spec: ToolSpec) -> None:
+        definitions = spec.parameters.get("$defs")
+        self._definitions: dict[str, Any] = definitions if isinstance(definitions, dict) else {}
+        self._count = 0
+        self.left: list[str] = []
+        record = self._record({"type": "object", **spec.parameters}, "input", 0)
+        if self._count > ATTRIBUTES_MAX or spec.parameters.get("type", "object") != "object":
+            record, self.left = _record({}), ["input"]
+        self.attributes: dict[str, Any] = record["attributes"]
+
+    def _record(self, schema: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
+        properties, required = schema.get("properties"), schema.get("required")
+        attributes: dict[str, Any] = {}
+        for name, part in properties.items() if isinstance(properties, dict) else ():
+            self._count += 1
+            if self._count > ATTRIBUTES_MAX:
+                break
+            place = f"{path}.{name}"
+            found, is_nullable = self._type(part, place, depth + 1)
+            if found is None or not _is_text(name):
+                self.left.append(place)
+            else:
+                is_required = isinstance(required, list) and name in required and not is_nullable
+                attributes[name] = {**found, "required": is_required}
+        return _record(attributes)
+
+    def _type(self, schema: Any, path: str, depth: int) -> tuple[dict[str, Any] | None, bool]:
+        """The Cedar type of a JSON Schema, ``None`` if there is none, and whether it may be null."""
+        if not isinstance(schema, dict) or depth > DEPTH_MAX:
+            return None, False
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            known = self._definitions.get(reference.removeprefix("#/$defs/"))
+            return self._type(known, path, depth + 1)
+        kinds = schema.get("type")
+        if kinds is None:
+            options = schema.get("anyOf")
+            listed = options if isinstance(options, list) else []
+            rest = [item for item in listed if item != {"type": "null"}]
+            if len(rest) != 1:
+                return None, False
+            found, is_nullable = self._type(rest[0], path, depth)
+            return found, is_nullable or len(rest) < len(listed)
+        names = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
+        one = [name for name in names if name != "null"]
+        return (self._named(one[0], schema, path, depth) if len(one) == 1 else None), "null" in names
+
+    def _named(self, name: Any, schema: dict[str, Any], path: str, depth: int) -> dict[str, Any] | None:
+        match name:
+            case "string":
+                return dict(_STRING)
+            case "integer":
+                return dict(_LONG)
+            case "boolean":
+                return dict(_BOOL)
+            case "array":
+                element, is_nullable = self._type(schema.get("items"), f"{path}[]", depth + 1)
+                return None if element is None or is_nullable else {"type": "Set", "element": element}
+            case "object":
+                return self._record(schema, path, depth)
+            case _:
+                return None
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written down: half a surrogate pair cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def fitted(value: Any, kind: Mapping[str, Any]) -> Any:

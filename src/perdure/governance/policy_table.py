@@ -14,6 +14,8 @@ from perdure.core.verdicts import Verdict
 from perdure.governance.policy import PolicyRequest, PolicySet
 from perdure.governance.policy_errors import PolicyInvalidError
 
+UNJUDGED = frozenset({"policy-tool-unknown", "policy-error"})  # codes of a denial that no policy meant
+
 
 class PolicyCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row of a table.
@@ -23,7 +25,8 @@ class PolicyCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         agent: who acts.
         roles: of the agent.
         user: on whose behalf; its ``groups``.
-        groups: of the user.
+        service: on whose behalf, if it is a service; its ``groups``.
+        groups: of the user or service.
         through: agents between the acting one and the user, the nearest first.
         tool: what it wants to use; or ``model``.
         model: the model that it wants to ask.
@@ -33,9 +36,13 @@ class PolicyCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         sources: where they come from.
         confidence: in percent.
         at_ms: when, in milliseconds of the epoch.
+        approved: whether it was held and is judged again.
+        budget_left_usd_micros: what is left of a budget of money, in millionths of a US dollar.
         expect: ``allow``, ``hold`` or ``deny``.
         asks: for ``hold``, the roles that must sign.
         rules: the policies that decide.
+        code: that of a reason. A request that could not be judged at all (an unknown tool, arguments that do not fit, a
+            condition that fails) is denied too; only a row that names that code here is met by it.
     """
 
     name: str
@@ -43,6 +50,7 @@ class PolicyCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     expect: Literal["allow", "hold", "deny"]
     roles: tuple[str, ...] = ()
     user: str = ""
+    service: str = ""
     groups: tuple[str, ...] = ()
     through: tuple[str, ...] = ()
     tool: str = ""
@@ -53,8 +61,17 @@ class PolicyCase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sources: tuple[str, ...] = ()
     confidence: int | None = None
     at_ms: int = 0
+    approved: bool = False
+    budget_left_usd_micros: int | None = None
     asks: tuple[str, ...] | None = None
     rules: tuple[str, ...] | None = None
+    code: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.tool) == bool(self.model):
+            raise ValueError(f"row `{self.name}` needs either a `tool` or a `model`")
+        if self.user and self.service:
+            raise ValueError(f"row `{self.name}` has a `user` and a `service`; write two rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +95,28 @@ def read_cases(text: str) -> list[PolicyCase]:
     except ImportError as error:
         raise DefinitionError("tables of policy tests are YAML; install `pyyaml`") from error
     try:
+        # A safe loader, by its events first: of two equal keys it would silently take the second.
+        _refuse_twins(yaml.compose(text, Loader=yaml.SafeLoader))
         return msgspec.convert(yaml.safe_load(text), list[PolicyCase])
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PolicyInvalidError(f"the table cannot be read: {error}") from error
+
+
+def _refuse_twins(node: Any) -> None:
+    seen: set[int] = set()
+    nodes = [node]
+    while nodes:
+        item = nodes.pop()
+        if id(item) in seen or not isinstance(getattr(item, "value", None), list):
+            continue
+        seen.add(id(item))  # an alias may lead back to where it is
+        keys = [pair[0].value for pair in item.value if isinstance(pair, tuple)]
+        names = [key for key in keys if isinstance(key, str)]
+        if len(names) != len(set(names)):
+            twin = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"`{twin}` is given twice, line {item.start_mark.line + 1}")
+        for part in item.value:
+            nodes += list(part) if isinstance(part, tuple) else [part]
 
 
 def run_cases(policies: PolicySet, cases: Sequence[PolicyCase]) -> list[CaseResult]:
@@ -94,6 +130,8 @@ def request_of(case: PolicyCase) -> PolicyRequest:
     chain += [Principal(kind="agent", name=name) for name in case.through]
     if case.user:
         chain.append(Principal(kind="user", name=case.user, groups=case.groups))
+    if case.service:
+        chain.append(Principal(kind="service", name=case.service, groups=case.groups))
     return PolicyRequest(
         chain=tuple(chain),
         name=case.model or case.tool,
@@ -104,15 +142,22 @@ def request_of(case: PolicyCase) -> PolicyRequest:
         labels=frozenset(case.labels),
         sources=frozenset(case.sources),
         confidence=case.confidence,
+        approved=case.approved,
+        budget_left_usd_micros=case.budget_left_usd_micros,
     )
 
 
 def _run(policies: PolicySet, case: PolicyCase) -> CaseResult:
     verdict = policies.decide(request_of(case))
     problems: list[str] = []
+    codes = {reason.code for reason in verdict.reasons}
+    why = "; ".join(f"{reason.message} ({reason.code})" for reason in verdict.reasons)
     if verdict.kind != case.expect:
-        why = "; ".join(f"{reason.message} ({reason.code})" for reason in verdict.reasons)
         problems.append(f"expected {case.expect}, found {verdict.kind}: {why}")
+    elif case.code and case.code not in codes:
+        problems.append(f"expected the code `{case.code}`: {why}")
+    elif codes & UNJUDGED and case.code not in UNJUDGED:  # a row with a misspelt tool would be met for ever
+        problems.append(f"it could not be judged at all: {why}; correct the row, or name the `code`")
     asked = {role for demand in verdict.demands for role in demand.roles}
     if case.asks is not None and asked != set(case.asks):
         problems.append(f"expected to ask {sorted(case.asks)}, asks {sorted(asked)}")
