@@ -162,7 +162,7 @@ class Gateway:
 
     async def _looked(self, seat: Seat, act: Act, verdict: Verdict) -> Verdict:
         """Let the tool look at what it is about to change, if it can undo it; if it cannot look, the answer is no."""
-        if verdict.is_deny or not isinstance(act.tool, Undo) or act.effect != "reversible":
+        if verdict.is_deny or act.effect != "reversible" or not isinstance(act.tool, Undo):
             return verdict
         try:
             act.before = await self._image(act.tool, act, seat.run_id)
@@ -204,7 +204,7 @@ class Gateway:
         repeats = REPEATS_MAX if in_doubt("tool", act.recovery) == "repeat" else 0
         while True:
             outcome = await self._one_use(tool, spec, use)
-            if outcome.state is S.SUCCEEDED and isinstance(tool, Undo) and act.effect == "reversible":
+            if outcome.state is S.SUCCEEDED and act.effect == "reversible" and isinstance(tool, Undo):
                 with contextlib.suppress(
                     Exception
                 ):  # without it a conflict is not seen, and the undoing says so
