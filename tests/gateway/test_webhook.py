@@ -574,6 +574,19 @@ async def test_without_a_good_secret_nothing_is_sent(
     assert SECRET not in verdict.reasons[0].message and "short" not in verdict.reasons[0].message.split()
 
 
+async def test_a_rotated_secret_is_used_at_once(court: Court) -> None:
+    environment = {"PERDURE_SECRET_JUDGE": SECRET}
+    judge = WebhookJudge(
+        HttpJudge(court.url), secrets=LocalSecrets(environment), secret="secret://judge", clock=Clock()
+    )
+    for value in (SECRET, SECRET[::-1]):
+        environment["PERDURE_SECRET_JUDGE"] = value
+        assert code(await judge.judge(case())) == "allow"
+        _, headers, body = court.asked[-1]
+        assert is_signed(headers["perdure-signature"], body, value, now_s=NOW_MS // 1000)
+    await judge.close()
+
+
 def test_signatures() -> None:
     header = signature(SECRET, 1_700_000_000, b"{}")
     assert (

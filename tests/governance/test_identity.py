@@ -344,7 +344,7 @@ def test_a_bundle_takes_only_public_keys_that_nobody_else_can_sign_for() -> None
 
 
 # -- delegation
-CHILD = Principal(kind="agent", name="helper", run="abc.1.7")
+CHILD = Principal(kind="agent", name="clerk", run="abc.1.7")
 
 
 def child(parent: Any = None, **changed: Any) -> Mandate:
@@ -357,7 +357,7 @@ def test_a_child_gets_what_it_asks_for_within_what_its_parent_has() -> None:
     assert made.chain == (CHILD, *CHAIN) and made.scope == ("github.issues",)
     found = read(token(made), run="abc.1.7")
     assert found.chain[1:] == CHAIN and found.mandate.scope == made.scope
-    assert found.workload.uri == "spiffe://perdure.example/agent/helper/run/abc.1.7"
+    assert found.workload.uri == "spiffe://perdure.example/agent/clerk/run/abc.1.7"
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_delegation_that_cannot_be() -> None:
     for changed in (
         {"expires_ms": NOW},
         {"child": USER},
-        {"child": Principal(kind="agent", name="helper")},
+        {"child": Principal(kind="agent", name="clerk")},
         {"child": Principal(kind="agent", name="other", run="abc")},
         {"scope": "github.issues"},
     ):
