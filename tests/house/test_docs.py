@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import perdure.governance.identity_errors  # noqa: F401 - its codes count, whatever else was imported
 from perdure.core.entries import ENTRY_TYPES
 from perdure.core.errors import PerdureError
 from perdure.core.limits import Settings

@@ -92,6 +92,11 @@ class Seat(Protocol):
 class HostedSeat(Seat, Protocol):
     """The run of a hosted program, whose calls are made outside the run's own code."""
 
+    @property
+    def fence(self) -> int | None:
+        """The fence of the lease under which it acts; ``None`` when it does not any more."""
+        ...
+
     def adopt(self, act: Act) -> int:
         """Give a call the next number."""
         ...

@@ -104,7 +104,7 @@ def _record(jwk: Any, person: str, roles: Sequence[str], now_ms: int) -> KeyReco
         kid = OKPKey.import_key(public).thumbprint()
     except (JoseError, ValueError) as error:
         raise InputInvalidError("a public key cannot be read") from error
-    if _is_weak(public["x"]):
+    if is_weak(public["x"]):
         raise InputInvalidError("the public key is a point of small order, for which anybody can sign")
     return KeyRecord(
         kid=kid,
@@ -116,7 +116,8 @@ def _record(jwk: Any, person: str, roles: Sequence[str], now_ms: int) -> KeyReco
     )
 
 
-def _is_weak(x: str) -> bool:
+def is_weak(x: str) -> bool:
+    """Whether the ``x`` of a public key (RFC 8037, base64url) is no point that can be trusted: of small order, or out of range."""
     data = urlsafe_b64decode(x + "=" * (-len(x) % 4))
     height = int.from_bytes(data, "little") & (2**255 - 1)
     return len(data) != PUBLIC_BYTES or height >= _FIELD or height in _WEAK

@@ -2,6 +2,7 @@
 
 from perdure.ports.clock import Clock
 from perdure.ports.entropy import Entropy
+from perdure.ports.judge import JudgeAnswer, JudgeLink
 from perdure.ports.models import Answer, Upstreams
 from perdure.ports.secrets import Secrets
 from perdure.ports.store import Store, Transaction
@@ -12,6 +13,8 @@ __all__ = [
     "Answer",
     "Clock",
     "Entropy",
+    "JudgeAnswer",
+    "JudgeLink",
     "NullTelemetry",
     "Probe",
     "Secrets",

@@ -34,6 +34,7 @@ class ReplaySeat:
         self.principals: Chain = ()
         self.risk: Risk = "medium"
         self.memory: RunMemory | None = None
+        self.fence: int | None = 0  # no lease is needed to look
 
     def now_ms(self) -> int:
         """The time of day."""

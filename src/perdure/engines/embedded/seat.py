@@ -119,6 +119,11 @@ class HostSeat:
         return self._worker.engine.store.read(lambda tx: tx.grants(self._host.run_id, call))
 
     # -- of hosted programs
+    @property
+    def fence(self) -> int | None:
+        """The fence of the run's lease; ``None`` once the run left this memory."""
+        return None if self._host.is_closed else self._host.fence
+
     def adopt(self, act: Act) -> int:
         """Give a call the next number."""
         if self._host.is_closed or self._host.is_ending:
