@@ -15,7 +15,7 @@ from perdure.core.limits import Settings
 from perdure.core.models import Upstream
 from perdure.ports import Secrets, Toolset
 from perdure.runtime.outside import World
-from perdure.runtime.rulebook import Rules
+from perdure.runtime.rulebook import JudgeRule, Rules
 
 SETTING_PREFIX = "PERDURE_SETTING_"
 CONFIG = "perdure.toml"
@@ -74,15 +74,20 @@ def _rules(table: Mapping[str, Any], path: Path | None) -> Rules:
     """What actions are judged by; paths are relative to the file."""
     folder = Path() if path is None else path.parent
     options = dict(table)
-    if unknown := set(options) - {"policies", "conduct", "confidence_min"}:
+    if unknown := set(options) - {"policies", "conduct", "confidence_min", "judge"}:
         raise DefinitionError(
-            f"`[governance]` of `{path}` has `{min(unknown)}`; expected `policies`, `conduct` and `confidence_min`"
+            f"`[governance]` of `{path}` has `{min(unknown)}`; expected `policies`, `conduct`, `confidence_min` and `judge`"
         )
     for name in ("policies", "conduct"):
         if name in options:
             if not isinstance(options[name], str):
                 raise DefinitionError(f"`{name}` of `{path}` is a path")
             options[name] = folder / options[name]
+    if "judge" in options:
+        try:
+            options["judge"] = msgspec.convert(options["judge"], JudgeRule)
+        except msgspec.ValidationError as error:
+            raise DefinitionError(f"`[governance.judge]` of `{path}` cannot be read: {error}") from error
     if not isinstance(options.get("confidence_min", 1), int):
         raise DefinitionError(f"`confidence_min` of `{path}` is a percentage")
     return Rules(**options)

@@ -73,7 +73,7 @@ async def reach(
     toolbox = Toolbox([*world.toolsets, world.agents or AgentsToolset(agents)])
     catalogues = {name: catalogue_of(agent, toolbox) for name, agent in agents.items()}
     if rules is not None and governance is not None:
-        rules.govern(governance, catalogues)
+        rules.govern(governance, catalogues, secrets)
     upstreams = ConfiguredUpstreams(world.upstreams, secrets)
     gateway = Gateway(
         upstreams=upstreams,
@@ -100,6 +100,8 @@ async def reach(
             await programs.close()
         await toolbox.close()
         await upstreams.close()
+        if rules is not None:
+            await rules.close()
 
 
 def catalogue_of(agent: Agent, toolbox: Toolbox) -> Catalogue:

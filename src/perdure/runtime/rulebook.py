@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from perdure.core.errors import DefinitionError
+from perdure.core.principals import Risk
 from perdure.gateway.catalogue import Catalogue
 from perdure.gateway.gates.authority import AuthorityGate
 from perdure.gateway.gates.case import Gate
@@ -16,11 +20,28 @@ from perdure.gateway.governance import Governance
 from perdure.gateway.memory import RunMemory
 from perdure.governance.conduct import Conduct
 from perdure.governance.conduct_rules import ConductInvalidError, Rule, load_rules
-from perdure.ports import Store
+from perdure.ports import Secrets, Store
 from perdure.runtime.policies import FolderPolicies, specs_of
 from perdure.runtime.system import SystemClock
 
+if TYPE_CHECKING:
+    from perdure.gateway.judge import WebhookJudge
+
 PERCENT = range(1, 101)
+
+
+class JudgeRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An external judge that is asked before a tool runs.
+
+    Attributes:
+        url: its address; ``https``, or ``http`` on this machine.
+        secret: a reference to the secret that requests are signed with, such as ``secret://judge``.
+        deadlines_ms: how long it may take, by the risk of the agent; what is left out has its default.
+    """
+
+    url: str
+    secret: str
+    deadlines_ms: dict[Risk, int] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +52,14 @@ class Rules:
         policies: a folder with ``*.cedar`` files; without it agents may do what their charter says.
         conduct: a TOML file with rules over the sequence of a run's actions.
         confidence_min: actions with a lower confidence (in percent) are held.
-        gates: checks of your own, asked after those.
+        judge: an external judge, asked after those.
+        gates: checks of your own, asked before the judge.
     """
 
     policies: Path | None = None
     conduct: Path | None = None
     confidence_min: int | None = None
+    judge: JudgeRule | None = None
     gates: Sequence[Gate] = ()
 
     def __post_init__(self) -> None:
@@ -57,9 +80,14 @@ class Rulebook:
     def __init__(self, rules: Rules, store: Store) -> None:
         self._rules = rules
         self._store = store
+        self._judge: WebhookJudge | None = None
 
-    def govern(self, governance: Governance, catalogues: Mapping[str, Catalogue]) -> None:
-        """Put the gates in their order."""
+    def govern(self, governance: Governance, catalogues: Mapping[str, Catalogue], secrets: Secrets) -> None:
+        """Put the gates in their order.
+
+        Raises:
+            DefinitionError: the conduct rules or the judge's address cannot be used.
+        """
         gates: list[Gate] = []
         if self._rules.policies is not None:
             policies = FolderPolicies(
@@ -71,9 +99,30 @@ class Rulebook:
             gates.append(ConductGate(rules, lambda: _names(catalogues)))
             governance.memory = lambda: RunMemory(Conduct(rules))
         gates += self._rules.gates
+        if self._rules.judge is not None:
+            self._judge = _judge(self._rules.judge, secrets)
+            gates.append(self._judge)
         if self._rules.confidence_min is not None:
             gates.append(ConfidenceGate(self._rules.confidence_min))
         governance.go_by(gates)
+
+    async def close(self) -> None:
+        """Let go of the judge."""
+        if self._judge is not None:
+            await self._judge.close()
+
+
+def _judge(rule: JudgeRule, secrets: Secrets) -> WebhookJudge:
+    from perdure.gateway.judge import DEADLINES_MS, WebhookJudge
+    from perdure.hosting.webhook import HttpJudge
+
+    return WebhookJudge(
+        HttpJudge(rule.url),
+        secrets=secrets,
+        secret=rule.secret,
+        clock=SystemClock(),
+        deadlines_ms={**DEADLINES_MS, **rule.deadlines_ms},
+    )
 
 
 def read_conduct(path: Path) -> tuple[Rule, ...]:
