@@ -117,7 +117,7 @@ def _bare(found: PolicySet, chain: Chain, arguments: dict[str, Any]) -> Any:
     """The same decisions by Cedar alone: all fifty policies, everything parsed before."""
     request = PolicyRequest(chain=chain, name="pay", arguments=arguments, at_ms=1)
     whole = cedarpy.PolicySet.from_str(policies())
-    context = found.context_of(request)
+    context = json.loads(found.context_of(request))
     asked = []
     for principal in chain:
         one = {

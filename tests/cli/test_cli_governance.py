@@ -206,7 +206,11 @@ def test_policies(shop: Cli) -> None:
     shop.ok("run", "shop.py", order(900))
     action = next(item["action"] for item in lines(shop, "actions", "list") if item["name"] == "refund")
     [link] = lines(shop, "policy", "explain", "rules", "shop.py", action)
-    assert (link["decision"], link["policies"]) == ("Allow", ["small-refunds"])
+    assert (link["allowed"], link["policies"], link["near"]) == (
+        True,
+        ["small-refunds"],
+        ["huge-refunds", "large-refunds"],
+    )
     strict = shop.folder / "strict"
     strict.mkdir()
     (strict / "a.cedar").write_text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from perdure.cli.opening import beside
 from perdure.cli.output import Out
 from perdure.core.errors import UsageError
 from perdure.gateway.catalogue import Toolbox
-from perdure.governance.policy import LinkDecision, PolicySet, load
+from perdure.governance.policy import PolicySet, load
+from perdure.governance.policy_explain import Explanation, LinkExplained, PolicyText
+from perdure.governance.policy_explain import explain as explained
 from perdure.governance.policy_lint import lint
 from perdure.governance.policy_table import read_cases, run_cases
 from perdure.runtime import Runtime
@@ -95,34 +98,38 @@ def explain(folder: Path, app: str, action: str, config: Path | None, data: Path
     """Explain the decision about an action."""
     policies, agents = _loaded(folder, app, config, data)
 
-    async def work(runtime: Runtime) -> list[LinkDecision]:
-        return policies.links(Judging(runtime).request(action))
+    async def work(runtime: Runtime) -> Explanation:
+        return explained(policies, Judging(runtime).request(action))
 
-    links = beside(data, work, agents=agents)
+    found = beside(data, work, agents=agents)
     if out.json:
-        for link in links:
-            out.emit(
-                {
-                    "principal": msgspec.to_builtins(link.principal), "decision": link.decision,
-                    "policies": list(link.policies), "errors": list(link.errors),
-                }
-            )  # fmt: skip
+        for link in found.links:
+            out.emit(_link_json(link))
         return
     rows = [
         [
-            f"{link.principal.kind} {link.principal.name}",
-            link.decision,
-            _files(policies, link),
-            "; ".join(link.errors),
+            f"{link.principal.kind} {link.principal.name}", "allowed" if link.is_allowed else "denied", _listed(link.deciding) or "no policy",
+            _listed(link.near), "; ".join(link.errors),
         ]
-        for link in links
-    ]
-    out.table(("for", "decision", "by", "errors"), rows, empty="")
-    out.text("Every link must be allowed; after the first that is not, nobody else is asked.")
+        for link in found.links
+    ]  # fmt: skip
+    out.table(("for", "decision", "by", "near misses", "errors"), rows, empty="nothing could be asked")
+    reasons = "; ".join(f"{reason.message} ({reason.code})" for reason in found.verdict.reasons)
+    out.text(f"together: {found.verdict.kind}: {reasons}. Every link must be allowed.")
 
 
-def _files(policies: PolicySet, link: LinkDecision) -> str:
-    return ", ".join(f"{name} ({policies.policies[name].file})" for name in link.policies) or "no policy"
+def _listed(policies: Sequence[PolicyText]) -> str:
+    return ", ".join(f"{item.id} ({item.file}:{item.line})" for item in policies)
+
+
+def _link_json(link: LinkExplained) -> dict[str, Any]:
+    return {
+        "principal": msgspec.to_builtins(link.principal),
+        "allowed": link.is_allowed,
+        "policies": [item.id for item in link.deciding],
+        "near": [item.id for item in link.near],
+        "errors": list(link.errors),
+    }
 
 
 def backtest(folder: Path, app: str, since: str, config: Path | None, data: Path, out: Out) -> None:

@@ -238,7 +238,7 @@ class PolicySet:
     def _entity_list(self, principal: Principal, request: PolicyRequest) -> list[dict[str, Any]]:
         parent = "Role" if principal.kind == "agent" else "Group"
         uid = {"type": _TYPES[principal.kind], "id": principal.name}
-        parents = [{"type": parent, "id": name} for name in dict.fromkeys(principal.groups)]
+        parents = [{"type": parent, "id": name} for name in principal.groups]
         found: list[dict[str, Any]] = [{"uid": uid, "attrs": {}, "parents": parents}]
         found += [{"uid": item, "attrs": {}, "parents": []} for item in parents]
         spec = self.tools.get(request.name)

@@ -163,7 +163,7 @@ def _statements(file: str, text: str) -> list[tuple[int, str]]:
                 "operators or dots, in one policy; write it simpler, or as several policies"
             )
             raise PolicyInvalidError(message, file=file, line=line)
-        if kind == "end" and depth == 0:
+        if kind == "end":
             found.append((line, text[start : token.end()]))
             start = -1
     if start >= 0:
