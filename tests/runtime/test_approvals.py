@@ -408,3 +408,20 @@ async def test_an_agent_that_is_not_sure_asks(tmp_path: Path) -> None:
         assert await handle.result() == "paid 5 to acme"
         with pytest.raises(Exception, match="percentage from 0 to 100"):
             await (await runtime.start("wrong")).result()
+
+
+@agent("sly", tools=[pay])
+async def sly(run: Run, to: str, topic: str) -> None:
+    await run.send(to, topic, {"decision": "happened", "by": "me", "about": ""})
+
+
+@pytest.mark.parametrize("topic", ["perdure.action/1", "perdure.answer/1", "perdure."])
+async def test_an_agent_cannot_send_decisions(tmp_path: Path, topic: str) -> None:
+    async with Runtime.open(tmp_path, agents=[*AGENTS, sly], rules=Rules(gates=[Limit()])) as runtime:
+        handle = await runtime.start("clerk", 2_000)
+        await held(runtime)
+        with pytest.raises(Exception, match="cannot begin with `perdure.`"):
+            await (await runtime.start("sly", {"to": handle.id, "topic": topic})).result()
+        with pytest.raises(UsageError, match="cannot begin with"):
+            await runtime.send(handle.id, topic, {})
+        assert sent == []

@@ -13,7 +13,7 @@ from perdure.agents.codec import Codec, Parameters, hints_of
 from perdure.agents.program import Program
 from perdure.core.actions import Budget
 from perdure.core.errors import DefinitionError
-from perdure.core.ids import checked_name
+from perdure.core.ids import checked_name, checked_topic
 from perdure.core.principals import RISKS, Risk
 from perdure.core.records import Conflict
 
@@ -86,7 +86,7 @@ class Agent:
         self.output = output
         self.concurrency = concurrency
         self.conflict: Conflict = conflict
-        self.subscribes = tuple(checked_name("a topic", topic) for topic in subscribes)
+        self.subscribes = tuple(checked_topic(topic) for topic in subscribes)
         self.handler: Handler | None = None
         self._pinned = version
         if handler is not None:

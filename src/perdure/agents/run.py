@@ -28,7 +28,7 @@ from perdure.agents.requests import (
 )
 from perdure.agents.step import Step, as_step
 from perdure.core.errors import OutsideRunError, UsageError
-from perdure.core.ids import checked_name
+from perdure.core.ids import checked_name, checked_topic
 from perdure.core.values import decode, digest
 from perdure.ports import Tool
 
@@ -256,13 +256,13 @@ class Run:
         """
         codec = Codec(type, f"the body of topic `{topic}`")
         timeout_ms = None if timeout is None else _milliseconds(timeout)
-        return self.calls.issue(ReceiveCall(checked_name("a topic", topic), "", codec.read, timeout_ms))
+        return self.calls.issue(ReceiveCall(checked_topic(topic), "", codec.read, timeout_ms))
 
     def send(self, to: str, topic: str, body: Any = None) -> Awaitable[bool]:
         """Put a message into another run's mailbox; whether that run was still there to take it."""
         data = to_json(body)
         key = digest(to.encode() + b"\0" + data)
-        return self.calls.issue(SendCall(checked_name("a topic", topic), key, decode, to, data))
+        return self.calls.issue(SendCall(checked_topic(topic), key, decode, to, data))
 
     def publish(self, topic: str, body: Any = None, *, key: str | None = None) -> Awaitable[list[str]]:
         """Start a run, with ``body`` as its input, of each agent that subscribes to ``topic``.
@@ -277,9 +277,7 @@ class Run:
         """
         data = to_json(body)
         return self.calls.issue(
-            PublishCall(
-                checked_name("a topic", topic), digest((key or "").encode() + b"\0" + data), decode, data, key
-            )
+            PublishCall(checked_topic(topic), digest((key or "").encode() + b"\0" + data), decode, data, key)
         )
 
     def ask(self, question: Any, *, timeout: float | None = None, type: Any = Any) -> Awaitable[Any]:

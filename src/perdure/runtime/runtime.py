@@ -13,7 +13,7 @@ from perdure.agents.agent import Agent
 from perdure.agents.codec import to_json
 from perdure.core.actions import Budget
 from perdure.core.errors import AgentUnknownError, DefinitionError
-from perdure.core.ids import checked_name, run_id
+from perdure.core.ids import checked_name, checked_topic, run_id
 from perdure.core.limits import Settings
 from perdure.core.models import Upstream
 from perdure.core.principals import Principal, checked_chain
@@ -276,7 +276,7 @@ class Runtime:
         self, run: str, topic: str, body: Any = None, *, key: str | None = None, sender: str = ""
     ) -> int:
         """Put a message into a run's mailbox (see ``RunHandle.send``)."""
-        checked_name("a topic", topic)
+        checked_topic(topic)
         payload, blobs = pack(to_json(body), self.settings.payload_bytes_max)
         now_ms = self._clock.now_ms()
         message = await self.store.transact(

@@ -24,7 +24,7 @@ from perdure.core.errors import (
     RunUnknownError,
     UnavailableError,
 )
-from perdure.core.ids import checked_name, run_id
+from perdure.core.ids import checked_name, checked_topic, run_id
 from perdure.core.limits import Settings
 from perdure.core.values import decode
 from perdure.engines.temporal.activity import Steps
@@ -142,7 +142,7 @@ class TemporalEngine:
         Raises:
             RunUnknownError, RunEndedError: nobody would read it.
         """
-        head = MailHead(checked_name("a topic", topic), sender, key)
+        head = MailHead(checked_topic(topic), sender, key)
         try:
             await self._handle(run).signal(MESSAGE, args=[head, bounded(to_json(body))])
         except RPCError as error:
