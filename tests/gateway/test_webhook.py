@@ -46,7 +46,7 @@ from perdure.runtime.secrets import LocalSecrets
 pytestmark = pytest.mark.timeout(30)
 NOW_MS = 1_700_000_000_123
 SECRET = "whsec-0123456789abcdef0123456789abcdef"
-QUICK = {"low": 150, "medium": 150, "high": 300, "critical": 600}
+QUICK = {"low": 400, "medium": 400, "high": 800, "critical": 3_000}
 SPEC = ToolSpec(
     name="pay",
     description="Pays.",
@@ -180,7 +180,7 @@ async def test_an_action_that_is_not_blocked_goes_on(court: Court, make: Make) -
     assert await judge.judge(case()) == Verdict()
     assert (await judge.judge(case(call=8))).kind == "allow"
     assert [(item.tries, item.status) for item in told] == [(1, 200)] * 2
-    assert 0 <= told[0].duration_ms < 150 and told[0].correlation != told[1].correlation
+    assert 0 <= told[0].duration_ms < 400 and told[0].correlation != told[1].correlation
     assert court.connections == 1  # kept alive
     line, headers, body = court.asked[0]
     assert line == "POST /analyze-tool-execution?api-version=2025-05-01 HTTP/1.1"
@@ -367,7 +367,7 @@ async def test_every_fault_is_a_denial(
     took_ms = (time.monotonic() - begun) * 1000
     assert code(verdict) == expected
     assert verdict.kind == "deny" and told[0].verdict is verdict
-    assert took_ms < 150 + 350, "the deadline and what a busy machine adds"
+    assert took_ms < QUICK["medium"] + 600, "the deadline and what a busy machine adds"
     assert abs(told[0].duration_ms - took_ms) < 100
     assert len(court.asked) <= TRIES_MAX
 
@@ -411,19 +411,19 @@ async def test_a_kept_connection_that_was_closed_costs_one_more_try(court: Court
 
 async def test_no_try_begins_after_the_deadline(court: Court, make: Make) -> None:
     async def late(writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.14)
+        await asyncio.sleep(0.39)
         writer.transport.abort()
 
     court.answer = late
     assert code(await make().judge(case())) == "judge-timeout"
     asked = len(court.asked)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.5)
     assert len(court.asked) == asked == 1
 
 
 async def test_the_risk_says_how_long_a_judge_may_think(court: Court, make: Make) -> None:
     async def slow(writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(1.0)
         writer.write(http(200, ALLOWS))
 
     court.answer = slow
@@ -440,11 +440,11 @@ async def test_the_risk_says_how_long_a_judge_may_think(court: Court, make: Make
 
 async def test_questions_under_way_are_bounded_and_waiting_counts(court: Court, make: Make) -> None:
     async def slow(writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.08)
+        await asyncio.sleep(0.2)
         writer.write(http(200, ALLOWS))
 
     court.answer = slow
-    judge = make(concurrency=2, deadlines_ms={**QUICK, "medium": 200})
+    judge = make(concurrency=2, deadlines_ms={**QUICK, "medium": 500})
     found = [code(item) for item in await asyncio.gather(*(judge.judge(case(call=n)) for n in range(12)))]
     assert court.most == 2
     assert found[:2] == ["allow"] * 2 and found[-4:] == ["judge-timeout"] * 4
