@@ -83,7 +83,9 @@ def log_keys(folder: Path, origin: str) -> LogKeys:
         found = json.loads(path.read_text(encoding="utf-8"))
         private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(found["log"]))
         keys = LogKeys(origin, private, bytes.fromhex(found["master"]))
-        (folder / PUBLIC).write_text(f"{keys.verifier.text}\n", encoding="utf-8")
+        public, text = folder / PUBLIC, f"{keys.verifier.text}\n"
+        if not public.exists() or public.read_text(encoding="utf-8") != text:
+            public.write_text(text, encoding="utf-8")
         return keys
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataDirInvalidError(f"the keys of the audit log in `{path}` cannot be used: {error}") from error

@@ -10,7 +10,7 @@ from perdure.core.limits import Settings
 from perdure.gateway.governance import Governance
 from perdure.gateway.vault import Vault
 from perdure.ports import Store
-from perdure.runtime.approvals import runtime_id
+from perdure.runtime.approvals import RUNTIME_ID, runtime_id
 from perdure.runtime.auditing import LogKeys, log_keys, origin_of
 from perdure.runtime.datadir import DataDirLock, database_of, prepare
 from perdure.runtime.system import SystemEntropy
@@ -47,7 +47,9 @@ async def governance_of(store: Store, folder: Path) -> tuple[Governance, LogKeys
         DataDirInvalidError: the keys cannot be read or made.
     """
     entropy = SystemEntropy()
-    fresh = f"{entropy.bits(ID_BITS):020x}"
-    audience = await store.transact(lambda tx: runtime_id(tx, fresh))
+    audience = store.read(lambda tx: tx.fact(RUNTIME_ID))
+    if audience is None:
+        fresh = f"{entropy.bits(ID_BITS):020x}"
+        audience = await store.transact(lambda tx: runtime_id(tx, fresh))
     keys = log_keys(folder, origin_of(audience))
     return Governance(audience=audience, vault=Vault(keys.master, entropy)), keys
