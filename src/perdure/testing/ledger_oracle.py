@@ -2,12 +2,14 @@
 
 The numbers go on from the oracle's: 10 no effect without a durable intent; 11 an opaque or queryable tool touches the
 world once, and once more for each decision ``retry``; 12 accounts are the sums over the ledger, and never over a budget;
-13 states change by the table, under the lease; 14 the ledger and the journals agree; 15 after healing nothing is open.
+13 states change by the table, under the lease; 14 the ledger and the journals agree; 15 after healing nothing is open; 16 the audit
+log tells of every change of an action, in order, and its tree is that of its records.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +18,7 @@ from perdure.core import entries as e
 from perdure.core.actions import Account, ActionFilter, ActionRecord, ActionState, Spend
 from perdure.core.records import RunFilter, RunRecord
 from perdure.core.values import decode
+from perdure.governance.merkle import Frontier, leaf_hash
 from perdure.kernel.actions import FIRST, TRANSITIONS
 
 if TYPE_CHECKING:
@@ -220,6 +223,33 @@ class LedgerOracle:
             journal = self._world.disk.read(lambda tx, name=run.id: tx.journal(name))  # type: ignore[misc]
             self._agrees(run, journal, rows)
             self._accounts(run.id)
+            self._audited(run.id, rows)
+        self._tree()
+
+    def _audited(self, run: str, rows: list[ActionRecord]) -> None:
+        """Every state that a row has had is a record, and the last one is the state it is in."""
+        told: dict[int, list[str]] = defaultdict(list)
+        for leaf in self._world.disk.read(lambda tx: tx.audit_of(run)):
+            told[leaf.record.call or 0].append(leaf.record.state)
+        for row in rows:
+            states = told.pop(row.call, [])
+            self._demand(16, states[-1:] == [row.state], f"{row.key} is {row.state}, the log says {states}")
+            changes = [state for place, state in enumerate(states) if not place or states[place - 1] != state]
+            first = bool(changes) and changes[0] in _FIRST
+            legal = all(pair in _ALLOWED for pair in pairwise(changes))
+            self._demand(16, first and legal, f"the log says of {row.key}: {states}")
+        self._demand(16, not told, f"the log tells of actions of {run} that the ledger does not have: {told}")
+
+    def _tree(self) -> None:
+        frontier = Frontier(0, b"")
+        for leaf in self._world.disk.read(lambda tx: tx.audit_records()):
+            frontier, _ = frontier.append(leaf_hash(leaf.leaf))
+        found = self._world.disk.read(lambda tx: tx.audit_head())
+        self._demand(
+            16,
+            found == (frontier.size, frontier.root),
+            "the head of the audit log is not that of its records",
+        )
 
     def _agrees(self, run: RunRecord, journal: list[e.AnyEntry], rows: list[ActionRecord]) -> None:
         told = _told(journal)
