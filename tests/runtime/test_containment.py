@@ -212,3 +212,22 @@ async def test_nonsense_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RunUnknownError):
             await runtime.containment.kill("run:none", by="a", reason="r")
         assert runtime.containment.in_force() == [], "nothing was contained"
+
+
+async def test_a_contained_agent_does_not_act_through_another_one(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path, agents=AGENTS) as runtime:
+        await runtime.containment.set("agent:parent", "restrict", by="anna", reason="odd")
+        handle = await runtime.start("parent")
+        await until(lambda: runtime.runs(agent="clerk", status="unfinished"))
+        await runtime.send(runtime.runs(agent="clerk")[0].id, "go")
+        assert "`agent:parent` is contained" in (await handle.result())[0]
+        assert await (await runtime.start("other", "x")).result() == "paid x"
+
+
+async def test_the_strictest_of_several_counts(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path, agents=AGENTS) as runtime:
+        await runtime.containment.set("*", "hold", by="anna", reason="odd")
+        await runtime.containment.set("agent:other", "restrict", by="anna", reason="odd")
+        with pytest.raises(ContainedError, match="contained-restrict"):
+            await (await runtime.start("other", "x")).result()
+        assert runtime.approvals.pending() == []

@@ -92,11 +92,14 @@ def propose(
 
 
 def _contained(tx: Transaction, seat: Seat, act: Act, accounts: Sequence[Account], now_ms: int) -> Verdict:
-    """What containments say; a run is in the scope of every run above it."""
+    """What containments say; a run is in the scope of every run above it, and of the agents of these."""
     found = tx.containments()
     if not found:
         return ALLOW
-    scopes = ["*", f"agent:{seat.agent}", f"tool:{act.name}", *(f"run:{account.run}" for account in accounts)]
+    scopes = {"*", f"agent:{seat.agent}", f"tool:{act.name}"}
+    for account in accounts:  # a contained agent does not act through another one
+        above = tx.run(account.run)
+        scopes |= {f"run:{account.run}", *([f"agent:{above.agent}"] if above is not None else [])}
     return contained(found, scopes, act.effect, now_ms)
 
 
