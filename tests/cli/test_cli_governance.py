@@ -226,3 +226,14 @@ def test_policies(shop: Cli) -> None:
     (strict / "a.cedar").write_text("permit (")
     assert shop("policy", "check", "strict", "shop.py").returncode == 2
     assert shop("policy", "backtest", "strict", "shop.py", "--since", "soon").returncode == 2
+
+
+def test_a_run_on_somebodys_behalf(shop: Cli) -> None:
+    text = (EXAMPLES / "shop.cedar").read_text()
+    start, end = text.index("// Nothing that changes the world at night"), text.index('@id("models")')
+    (shop.folder / "rules/shop.cedar").write_text(text[:start] + text[end:])
+    fine = shop("run", "shop.py", order(900), "--user", "ute", "--group", "service")
+    assert fine.returncode == 0, fine.stderr
+    denied = shop("run", "shop.py", order(900), "--user", "otto")
+    assert (denied.returncode, "no policy allows it to user `otto`" in denied.stderr) == (3, True)
+    assert shop("run", "shop.py", order(900), "--group", "service").returncode == 2

@@ -82,6 +82,8 @@ def run(
     key: str | None = None,
     deadline: float | None = None,
     detach: bool = False,
+    user: str | None = None,
+    group: list[str] | None = None,
     config: Config = None,
     otel: Otel = False,
     json: Json = False,
@@ -96,13 +98,15 @@ def run(
         key: An idempotency key: the same key again follows the same run.
         deadline: Seconds after which the run is cancelled and fails.
         detach: Only start it; a process with `perdure work` drives it.
+        user: On whose behalf: policies ask for this user too, who then cannot approve what the run asks for.
+        group: A group of that user, for policies; can be given several times.
     """
     from perdure.cli.execute import Order
     from perdure.cli.execute import run as execute
 
     order = Order(
         target=target, input=input, data=data, session=session, key=key, deadline=deadline, detach=detach,
-        otel=otel, config=config,
+        otel=otel, config=config, user=user, groups=tuple(group or ()),
     )  # fmt: skip
     return execute(order, Out(json))
 

@@ -18,7 +18,8 @@ from perdure.cli import views
 from perdure.cli.apps import choose, fitted_input, load, split, value_of
 from perdure.cli.output import Out, dumps
 from perdure.cli.progress import Quiet, screen_for
-from perdure.core.errors import QuestionUnknownError
+from perdure.core.errors import QuestionUnknownError, UsageError
+from perdure.core.principals import Principal
 from perdure.ports import Telemetry
 from perdure.runtime import RunHandle, Runtime
 from perdure.runtime.config import world_from
@@ -42,6 +43,21 @@ class Order:
     detach: bool = False
     otel: bool = False
     config: Path | None = None
+    user: str | None = None
+    groups: tuple[str, ...] = ()
+
+    @property
+    def principals(self) -> list[Principal]:
+        """On whose behalf the run acts.
+
+        Raises:
+            UsageError: groups are given, and nobody who is in them.
+        """
+        if self.user is None:
+            if self.groups:
+                raise UsageError("`--group` is a group of `--user`; give both")
+            return []
+        return [Principal(kind="user", name=self.user, groups=self.groups)]
 
 
 def run(order: Order, out: Out) -> int:
@@ -80,6 +96,7 @@ async def _run(order: Order, out: Out, agents: list[Agent], name: str, app: str)
                 session=order.session,
                 idempotency_key=order.key,
                 deadline=order.deadline,
+                principals=order.principals,
             )
             if order.detach:
                 out.emit({"run": handle.id}) if out.json else out.text(handle.id)
