@@ -4,48 +4,110 @@ What authors and operators use is exported here; ports and test tools are in ``p
 ``perdure.testing``.
 """
 
-from perdure.agents import (
-    Agent,
-    Child,
-    FunctionTool,
-    Message,
-    Run,
-    Step,
-    agent,
-    current_run,
-    current_use,
-    process,
-    step,
-    tool,
-)
-from perdure.core.actions import ActionState, Budget
-from perdure.core.errors import (
-    ActionNotDoneError,
-    AgentFailedError,
-    AgentUnknownError,
-    BlockedError,
-    BudgetExhaustedError,
-    CorruptError,
-    DeadlineExceededError,
-    InputInvalidError,
-    PerdureError,
-    ProgramFailedError,
-    RefusedError,
-    ReplayError,
-    RunCancelledError,
-    StepError,
-    StepFailedError,
-    ToolFailedError,
-    UnavailableError,
-    UsageError,
-)
-from perdure.core.limits import Settings
-from perdure.core.models import Price, Upstream
-from perdure.core.principals import Principal
-from perdure.core.records import Status
-from perdure.core.tools import Done
-from perdure.core.verdicts import Demand, Verdict
-from perdure.runtime import RunHandle, Runtime
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.agents import (
+        Agent,
+        Child,
+        FunctionTool,
+        Message,
+        Run,
+        Step,
+        agent,
+        current_run,
+        current_use,
+        process,
+        step,
+        tool,
+    )
+    from perdure.core.actions import ActionState, Budget
+    from perdure.core.errors import (
+        ActionNotDoneError,
+        AgentFailedError,
+        AgentUnknownError,
+        BlockedError,
+        BudgetExhaustedError,
+        CorruptError,
+        DeadlineExceededError,
+        InputInvalidError,
+        PerdureError,
+        ProgramFailedError,
+        RefusedError,
+        ReplayError,
+        RunCancelledError,
+        StepError,
+        StepFailedError,
+        ToolFailedError,
+        UnavailableError,
+        UsageError,
+    )
+    from perdure.core.limits import Settings
+    from perdure.core.models import Price, Upstream
+    from perdure.core.principals import Principal
+    from perdure.core.records import Status
+    from perdure.core.tools import Done
+    from perdure.core.verdicts import Demand, Verdict
+    from perdure.runtime import RunHandle, Runtime
+
+# Where each name is: imported when it is first asked for, so that `perdure --help` imports nothing.
+_WHERE = {
+    "perdure.agents": (
+        "Agent",
+        "Child",
+        "FunctionTool",
+        "Message",
+        "Run",
+        "Step",
+        "agent",
+        "current_run",
+        "current_use",
+        "process",
+        "step",
+        "tool",
+    ),
+    "perdure.core.actions": (
+        "ActionState",
+        "Budget",
+    ),
+    "perdure.core.errors": (
+        "ActionNotDoneError",
+        "AgentFailedError",
+        "AgentUnknownError",
+        "BlockedError",
+        "BudgetExhaustedError",
+        "CorruptError",
+        "DeadlineExceededError",
+        "InputInvalidError",
+        "PerdureError",
+        "ProgramFailedError",
+        "RefusedError",
+        "ReplayError",
+        "RunCancelledError",
+        "StepError",
+        "StepFailedError",
+        "ToolFailedError",
+        "UnavailableError",
+        "UsageError",
+    ),
+    "perdure.core.limits": ("Settings",),
+    "perdure.core.models": (
+        "Price",
+        "Upstream",
+    ),
+    "perdure.core.principals": ("Principal",),
+    "perdure.core.records": ("Status",),
+    "perdure.core.tools": ("Done",),
+    "perdure.core.verdicts": (
+        "Demand",
+        "Verdict",
+    ),
+    "perdure.runtime": (
+        "RunHandle",
+        "Runtime",
+    ),
+}
 
 __version__ = "0.2.0"
 __all__ = [
@@ -93,3 +155,15 @@ __all__ = [
     "step",
     "tool",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A name that is exported, imported now."""
+    for module, names in _WHERE.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module `perdure` has no `{name}`")
+
+
+def __dir__() -> list[str]:
+    return __all__
