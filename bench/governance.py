@@ -23,6 +23,8 @@ from perdure.core.tools import ToolSpec
 from perdure.gateway.gates.authority import AuthorityGate
 from perdure.gateway.gates.case import Case
 from perdure.gateway.gates.chain import Gates
+from perdure.governance.conduct import Conduct, Event
+from perdure.governance.conduct_rules import load_rules
 from perdure.governance.policy import PolicyRequest, PolicySet, load
 from perdure.runtime.judging import Judging
 from perdure.runtime.policies import specs_of
@@ -136,6 +138,35 @@ def _bare(found: PolicySet, chain: Chain, arguments: dict[str, Any]) -> Any:
     return decide
 
 
+def conduct() -> dict[str, Any]:
+    """Microseconds to judge and take in one action by twenty rules, after histories of three lengths."""
+    parts = []
+    for number in range(5):
+        parts += [
+            f'[[rule]]\nid="r{number}"\nkind="require"\nevent={{tool="pay"}}\nbefore={{tool="look"}}',
+            f'[[rule]]\nid="c{number}"\nkind="count"\nevent={{tool="pay"}}\nat_most=1000\nwithin="1m"',
+            f'[[rule]]\nid="s{number}"\nkind="sum"\nevent={{tool="pay"}}\nof="cents"\nat_most=1000000000',
+            f'[[rule]]\nid="d{number}"\nkind="distinct"\nevent={{tool="pay"}}\nof="to"\nat_most=100',
+        ]
+    rules = load_rules("\n".join(parts), ["pay", "look"])
+    found: dict[str, Any] = {}
+    for length in (10, 1_000, 100_000):
+        automata = Conduct(rules)
+        automata.advance(Event(name="look", effect="read", at_ms=0, state="succeeded"))
+        times = []
+        for number in range(length + 2_000):
+            arguments = {"to": str(number % 50), "cents": 1}
+            event = Event(name="pay", effect="irreversible", at_ms=number * 1_000, arguments=arguments)
+            begin = time.perf_counter()
+            automata.judge(event)
+            automata.advance(event)
+            if number >= length:
+                times.append((time.perf_counter() - begin) * 1e6)
+        found[str(length)] = median(times)
+    found["ratio"] = found["100000"] / found["10"]
+    return found
+
+
 async def throughput(folder: Path, *, governed: bool) -> float:
     """Durable actions a second, ``IN_FLIGHT`` runs at a time."""
     rules = Rules()
@@ -174,7 +205,7 @@ async def backtest(folder: Path, runs: int) -> dict[str, Any]:
 
 async def measure() -> dict[str, Any]:
     """Everything."""
-    found: dict[str, Any] = {"gates": await gates()}
+    found: dict[str, Any] = {"gates": await gates(), "conduct": conduct()}
     plain, governed = [], []
     for _ in range(3):
         for kind, into in ((False, plain), (True, governed)):
@@ -216,6 +247,12 @@ def main() -> None:
             "under 30 s",
             f"{found['backtest']['per_100000_s']:.1f} s (from {found['backtest']['actions']:,})",
             found["backtest"]["per_100000_s"] < 30,
+        ),
+        (
+            "conduct, 20 rules: an action after 100,000 others over one after 10",
+            "flat",
+            f"{found['conduct']['ratio']:.2f}x ({found['conduct']['100000']:.0f} us)",
+            found["conduct"]["ratio"] < 1.2,
         ),
     )
     table = Table("what", "target", "measured", "")
