@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import cedarpy
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -23,8 +24,10 @@ from perdure.core.tools import ToolSpec
 from perdure.gateway.gates.authority import AuthorityGate
 from perdure.gateway.gates.case import Case
 from perdure.gateway.gates.chain import Gates
-from perdure.governance.conduct import Conduct, Event
-from perdure.governance.conduct_rules import load_rules
+from perdure.governance.conduct import advance, judge
+from perdure.governance.conduct_patterns import Event
+from perdure.governance.conduct_rules import Rules as ConductRules
+from perdure.governance.conduct_state import State
 from perdure.governance.policy import PolicyRequest, PolicySet, load
 from perdure.runtime.judging import Judging
 from perdure.runtime.policies import specs_of
@@ -140,26 +143,35 @@ def _bare(found: PolicySet, chain: Chain, arguments: dict[str, Any]) -> Any:
 
 def conduct() -> dict[str, Any]:
     """Microseconds to judge and take in one action by twenty rules, after histories of three lengths."""
+    common = 'action="pay"\nthen="deny"\nreason="r"'
     parts = []
     for number in range(5):
         parts += [
-            f'[[rule]]\nid="r{number}"\nkind="require"\nevent={{tool="pay"}}\nbefore={{tool="look"}}',
-            f'[[rule]]\nid="c{number}"\nkind="count"\nevent={{tool="pay"}}\nat_most=1000\nwithin="1m"',
-            f'[[rule]]\nid="s{number}"\nkind="sum"\nevent={{tool="pay"}}\nof="cents"\nat_most=1000000000',
-            f'[[rule]]\nid="d{number}"\nkind="distinct"\nevent={{tool="pay"}}\nof="to"\nat_most=100',
+            f'[[rule]]\nid="r{number}"\nkind="require"\nneeds="look"\n{common}',
+            f'[[rule]]\nid="c{number}"\nkind="count"\nmax=1000\nwithin="1m"\n{common}',
+            f'[[rule]]\nid="s{number}"\nkind="sum"\nof="cents"\nmax=1000000000\n{common}',
+            f'[[rule]]\nid="d{number}"\nkind="distinct"\nof="to"\nmax=100\n{common}',
         ]
-    rules = load_rules("\n".join(parts), ["pay", "look"])
+    rules = ConductRules.load("\n".join(parts), ["pay", "look"])
     found: dict[str, Any] = {}
     for length in (10, 1_000, 100_000):
-        automata = Conduct(rules)
-        automata.advance(Event(name="look", effect="read", at_ms=0, state="succeeded"))
+        state = State.fresh(rules)
+        advance(rules, state, Event(tool="look", effect="read", at_ms=0, state="succeeded"))
         times = []
         for number in range(length + 2_000):
             arguments = {"to": str(number % 50), "cents": 1}
-            event = Event(name="pay", effect="irreversible", at_ms=number * 1_000, arguments=arguments)
+            asked = Event(
+                tool="pay",
+                effect="irreversible",
+                state="requested",
+                at_ms=number * 1_000,
+                arguments=arguments,
+            )
+            intended = msgspec.structs.replace(asked, state="intended")
             begin = time.perf_counter()
-            automata.judge(event)
-            automata.advance(event)
+            assert judge(rules, state, asked).kind == "allow"
+            advance(rules, state, asked)
+            advance(rules, state, intended)
             if number >= length:
                 times.append((time.perf_counter() - begin) * 1e6)
         found[str(length)] = median(times)

@@ -10,7 +10,8 @@ import pytest
 
 from perdure import Run, Runtime, agent, tool
 from perdure.core.errors import RefusedError
-from perdure.governance.conduct_rules import ConductInvalidError, load_rules
+from perdure.governance.conduct_errors import ConductInvalidError
+from perdure.governance.conduct_rules import Rules as ConductRules
 from perdure.runtime.rulebook import Rules
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "policies" / "conduct.toml"
@@ -65,8 +66,25 @@ async def _one(run: Run, number: int) -> int:
 
 
 AGENTS = [clerk, crowd]
-REQUIRE = '[[rule]]\nid = "look"\nkind = "require"\nevent = { tool = "pay" }\nbefore = { tool = "look" }\nonce = true\nper = "to"\n'
-COUNT = '[[rule]]\nid = "few"\nkind = "count"\nevent = { tool = "pay" }\nat_most = 3\n'
+REQUIRE = """[[rule]]
+id = "look"
+kind = "require"
+action = "pay"
+needs = "look"
+once = true
+per = "to"
+then = "deny"
+reason = "look before you pay"
+"""
+COUNT = """[[rule]]
+id = "few"
+kind = "count"
+action = "pay"
+max = 3
+then = "deny"
+reason = "three are enough"
+"""
+RESTRICT = COUNT.replace("max = 3", "max = 1").replace('"deny"', '"restrict"')
 
 
 def rules(path: Path, text: str) -> Rules:
@@ -109,24 +127,43 @@ async def test_actions_side_by_side_cannot_overtake_each_other(tmp_path: Path) -
         assert len(sent) == 3
 
 
-async def test_a_rule_about_a_tool_that_is_not_there_stops_everything(tmp_path: Path) -> None:
-    chosen = rules(tmp_path, COUNT.replace('"pay"', '"pya"'))
-    async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=chosen) as runtime:
-        handle = await runtime.start("clerk", {"steps": [["look", {"to": "a"}]]})
-        assert await handle.result() == ["action-denied"]
-        [row] = runtime.actions.rows()
-        assert "conduct-invalid" in runtime.actions.show(row.key).error.message  # type: ignore[union-attr]
+async def test_a_file_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
+    for text in (COUNT.replace('"pay"', '"pya"'), "x = 1", None):
+        chosen = Rules(conduct=tmp_path / "none") if text is None else rules(tmp_path, text)
+        with pytest.raises(ConductInvalidError):
+            async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=chosen):
+                pass
 
 
-async def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConductInvalidError):
-        async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=Rules(conduct=tmp_path / "none")):
-            pass
+async def test_a_broken_rule_contains_the_run_by_itself(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=rules(tmp_path, RESTRICT)) as runtime:
+        steps = [["pay", {"to": "a", "cents": 1}], ["pay", {"to": "a", "cents": 1}], ["look", {"to": "a"}]]
+        handle = await runtime.start("clerk", {"steps": steps})
+        assert await handle.result() == ["paid 1", "action-denied", "a"]
+        [contained] = runtime.containment.in_force()
+        assert (contained.scope, contained.level, contained.by) == (
+            f"run:{handle.id}",
+            "restrict",
+            "perdure.conduct",
+        )
+        assert "three are enough" in contained.reason
+        kinds = [leaf.record.kind for leaf in runtime.store.read(lambda tx: tx.audit_records())]
+        assert kinds.count("containment") == 1
+        assert await (await runtime.start("clerk", {"steps": steps[:1]})).result() == ["paid 1"], (
+            "another run is left alone"
+        )
 
 
 def test_the_example() -> None:
-    assert [rule.id for rule in load_rules(EXAMPLE.read_text(), ["refund", "set_stock"])] == [
-        "stock-before-refund",
-        "refunds-of-a-run",
-        "not-too-often",
+    names = [
+        "refund",
+        "look_up",
+        "approve",
+        "read_customer",
+        "send_mail",
+        "redact",
+        "reserve",
+        "buy",
+        "give_back",
     ]
+    assert len(ConductRules.load(EXAMPLE.read_text(), names).rules) == 7

@@ -12,6 +12,8 @@ import msgspec
 
 from perdure.core import entries as e
 from perdure.core.actions import Account, ActionRecord, ActionState
+from perdure.core.approvals import Containment
+from perdure.core.audit import AuditRecord
 from perdure.core.errors import ActionDeniedError, ContainedError, RefusedError
 from perdure.core.limits import ERROR_TEXT_MAX
 from perdure.core.tools import ToolSpec
@@ -21,6 +23,7 @@ from perdure.gateway.gates.containment import contained
 from perdure.gateway.ledger import APPROVAL_NEEDED, NOTHING, OUTBOX, change, conclude, found
 from perdure.gateway.records import note
 from perdure.gateway.seat import Act, Blobs, Outcome, Seat
+from perdure.governance.conduct import CONTAIN
 from perdure.kernel.budget import Room, judge
 from perdure.ports import Transaction
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from perdure.governance.claims import ActionClaim
 
 S = ActionState
+CONDUCT = "perdure.conduct"  # who contains when no person does
 
 
 def propose(
@@ -58,6 +62,7 @@ def propose(
     now_ms = position["at_ms"]
     accounts = tx.accounts(seat.run_id)
     verdict = both(verdict, _contained(tx, seat, act, accounts, now_ms))
+    _contain(tx, seat, verdict, now_ms)
     room = judge(accounts, act.estimate, now_ms)
     if verdict.is_deny:
         room = Room(refusal_of(verdict))
@@ -112,6 +117,30 @@ def _before(act: Act, limit: int) -> tuple[Payload | None, Blobs]:
 def _outbox(spec: ToolSpec) -> e.Failure:
     return e.Failure(
         code=OUTBOX, message=f"it is sent in {spec.delay_ms / 1000:g} s, unless it is stopped before"
+    )
+
+
+def _contain(tx: Transaction, seat: Seat, verdict: Verdict, now_ms: int) -> None:
+    """A rule of conduct asks for the run to be contained: at once, for good, until a person lifts it."""
+    level = verdict.obligations.get(CONTAIN)
+    scope = f"run:{seat.run_id}"
+    if level not in ("watch", "restrict") or any(
+        item.scope == scope and (item.level == level or item.level != "watch") for item in tx.containments()
+    ):
+        return
+    why = "; ".join(reason.message for reason in verdict.reasons)[:ERROR_TEXT_MAX]
+    made = Containment(
+        scope=scope,
+        level="restrict" if level == "restrict" else "watch",
+        by=CONDUCT,
+        reason=why,
+        at_ms=now_ms,
+    )
+    tx.contain(made)
+    tx.audit(
+        AuditRecord(
+            kind="containment", at_ms=now_ms, name=scope, state=made.level, by=CONDUCT, refs={"note": why}
+        )
     )
 
 

@@ -1,189 +1,162 @@
-"""Conduct: rules over the sequence of a run's own actions, as small automata.
+"""Sequence rules over a run's own actions, as small automata.
 
-What an automaton keeps does not grow with the history: times and values of its window, bounded by the rule itself. Where a bound
-would be passed, the answer is no.
+``judge`` says whether an action would break a rule, ``advance`` takes in what has happened, ``overdue`` says what has not.
+What each of them costs depends on the rules, never on the length of the history. A run's events must come one after
+another: between judging an action and taking in that it is intended, nothing else of the run may be judged, or two actions
+could both use the last place.
+
+Nothing that restricts is forgotten to save room. What cannot be kept or checked is denied, with a code of its own:
+``conduct-partitions-full``, ``conduct-window-full``, ``conduct-pin-missing``, ``conduct-value-invalid``,
+``conduct-incomplete``. Only a rule that merely watches does not deny then either.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
 
-from perdure.core.verdicts import ALLOW, Verdict, both, deny, hold
-from perdure.governance.conduct_rules import FOREVER_MS, PINS_MAX, Pattern, Rule
+import msgspec
 
-SUM_ENTRIES_MAX = 10_000  # amounts in the window of a `sum`
-MISSING = "\x00missing"
+from perdure.core.verdicts import ALLOW, Demand, Kind, Reason, Verdict
+from perdure.governance.conduct_automata import Breach, breach_of, mark_of, record
+from perdure.governance.conduct_patterns import Event
+from perdure.governance.conduct_rules import Rule, Rules, Then
+from perdure.governance.conduct_state import State
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """An action as rules see it; ``state`` is ``intended``, ``succeeded``, ``failed`` or ``refused``."""
-
-    name: str
-    effect: str
-    at_ms: int
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    state: str = "intended"
+CONTAIN = "contain"  # the obligation that says to which level the run is to be contained
+_TEXT: dict[str, str] = {
+    "partitions-full": "it is about more different values than can be told apart",
+    "window-full": "there are more amounts within the time than can be kept",
+    "pin-missing": "the argument that it goes by is missing",
+    "value-invalid": "the argument that it goes by is missing or of another type",
+    "incomplete": "something that it counts could not be kept",
+}
 
 
-@dataclass(slots=True)
-class _Pin:
-    """What one automaton keeps for one value of ``per``."""
+class Violation(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that had to follow did not, or not in time.
 
-    seen_ms: int | None = None  # when `before` happened, and nothing has undone it
-    entries: deque[tuple[int, int]] = field(default_factory=deque)  # (time, amount) in the window
-    total: int = 0
-    values: dict[str, int] = field(default_factory=dict)  # value -> when it was seen last
-
-
-class Conduct:
-    """The automata of one run.
-
-    Args:
-        rules: of its runtime.
+    Attributes:
+        rule: which rule says so.
+        then: what it asks for.
+        code: ``conduct-absence``; ``conduct-late`` if it followed after its time; ``conduct-incomplete`` if the rule
+            could not keep everything.
+        message: for people.
+        key: the value of the pin.
+        since_ms: when it was that something had to follow.
+        due_ms: by when.
+        ended_ms: when it followed.
+        roles: for ``hold``, who may sign.
     """
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
-        self._rules = rules
-        self._pins: list[dict[str, _Pin]] = [{} for _ in rules]
-
-    def judge(self, event: Event) -> Verdict:
-        """Whether an action may happen now; changes nothing."""
-        found = ALLOW
-        for rule, pins in zip(self._rules, self._pins, strict=True):
-            if _fits(rule.event, event, is_judged=True):
-                found = both(found, self._judged(rule, pins, event))
-                if found.is_deny:
-                    return found
-        return found
-
-    def _judged(self, rule: Rule, pins: dict[str, _Pin], event: Event) -> Verdict:
-        key = _value(event, rule.per) if rule.per else ""
-        pin = pins.get(key)
-        if pin is None:
-            if len(pins) >= PINS_MAX:
-                return deny(
-                    "conduct-full",
-                    f"rule `{rule.id}` tells more than {PINS_MAX} values of `{rule.per}` apart",
-                    rule.id,
-                )
-            pin = _Pin()
-        why = self._broken(rule, pin, event)
-        if not why:
-            return ALLOW
-        message = rule.reason or why
-        if rule.then == "hold":
-            return hold("conduct-hold", message, rule.demand, rule.id)
-        return deny("conduct-denied", message, rule.id)
-
-    def _broken(self, rule: Rule, pin: _Pin, event: Event) -> str:
-        """Why the rule would be broken; empty if it would not."""
-        since_ms = event.at_ms - rule.window_ms
-        has_seen = pin.seen_ms is not None and pin.seen_ms > since_ms
-        limit = rule.at_most or 0
-        match rule.kind:
-            case "require":
-                return "" if has_seen else f"it needs something before it (rule `{rule.id}`)"
-            case "after":
-                return f"it must not come after what has happened (rule `{rule.id}`)" if has_seen else ""
-            case "count":
-                is_full = len(pin.entries) >= limit and (limit == 0 or pin.entries[-limit][0] > since_ms)
-                return f"at most {limit} are allowed (rule `{rule.id}`)" if is_full else ""
-            case "sum":
-                amount = event.arguments.get(rule.of)
-                if not isinstance(amount, int) or isinstance(amount, bool):
-                    return f"`{rule.of}` is no whole number (rule `{rule.id}`)"
-                _expire(pin, since_ms)
-                if len(pin.entries) >= SUM_ENTRIES_MAX:
-                    return f"more than {SUM_ENTRIES_MAX} amounts are in the window (rule `{rule.id}`)"
-                is_over = pin.total + amount > limit
-                return f"{pin.total} and {amount} are more than {limit} (rule `{rule.id}`)" if is_over else ""
-            case "distinct":
-                value = _value(event, rule.of)
-                known = {name for name, at_ms in pin.values.items() if at_ms > since_ms}
-                return (
-                    ""
-                    if len(known | {value}) <= limit
-                    else f"at most {limit} different values of `{rule.of}` are allowed (rule `{rule.id}`)"
-                )
-
-    def advance(self, event: Event) -> None:
-        """Take in what happened."""
-        for rule, pins in zip(self._rules, self._pins, strict=True):
-            is_event = _fits(rule.event, event, is_judged=True) and event.state == "intended"
-            is_before = rule.before is not None and _fits(rule.before, event)
-            is_undone = rule.without is not None and _fits(rule.without, event)
-            if not (is_event or is_before or is_undone):
-                continue
-            key = _value(event, rule.per) if rule.per else ""
-            pin = pins.get(key)
-            if pin is None:
-                if len(pins) >= PINS_MAX:
-                    continue  # `judge` says no to whatever would need it
-                pin = pins[key] = _Pin()
-            if is_event:
-                self._happened(rule, pin, event)
-            if is_undone:
-                pin.seen_ms = None
-            if is_before:
-                pin.seen_ms = event.at_ms
-
-    def _happened(self, rule: Rule, pin: _Pin, event: Event) -> None:
-        since_ms = event.at_ms - rule.window_ms
-        if rule.kind == "require" and rule.once:
-            pin.seen_ms = None
-        elif rule.kind == "count":
-            pin.entries.append((event.at_ms, 1))
-            while len(pin.entries) > max(1, rule.at_most or 0):  # older ones decide nothing
-                pin.entries.popleft()
-        elif rule.kind == "sum":
-            amount = event.arguments.get(rule.of)
-            _add(pin, event.at_ms, amount if isinstance(amount, int) and not isinstance(amount, bool) else 0)
-            _expire(pin, since_ms)
-            if rule.window_ms == FOREVER_MS:  # only the sum counts
-                pin.entries.clear()
-                pin.entries.append((event.at_ms, pin.total))
-        elif rule.kind == "distinct":
-            value = _value(event, rule.of)
-            pin.values.pop(value, None)
-            pin.values[value] = event.at_ms  # the newest last
-            for name in [name for name, at_ms in pin.values.items() if at_ms <= since_ms]:
-                del pin.values[name]
-            while (
-                len(pin.values) > (rule.at_most or 0) + 1
-            ):  # more than allowed already: older ones decide nothing
-                del pin.values[next(iter(pin.values))]
+    rule: str
+    then: Then
+    code: str
+    message: str
+    key: str
+    since_ms: int
+    due_ms: int
+    ended_ms: int | None = None
+    roles: tuple[str, ...] = ()
 
 
-def _add(pin: _Pin, at_ms: int, amount: int) -> None:
-    pin.entries.append((at_ms, amount))
-    pin.total += amount
+def judge(rules: Rules, state: State, event: Event) -> Verdict:
+    """Whether this event, if it happened, would break a rule. Changes nothing.
+
+    An action that is ``requested`` or ``intended`` is judged as if it came to any state that it can still come to. A held
+    action that is judged again when it is released is ``intended``: its request is taken in already.
+
+    Returns:
+        The strictest answer with every reason. ``restrict`` denies what is no read. With ``restrict`` and ``watch`` the
+        obligation ``contain`` names the level that the rule asks for.
+    """
+    kind: Kind = "allow"
+    reasons: list[Reason] = []
+    demands: list[Demand] = []
+    level = ""
+    for place in rules.about(event.tool):
+        rule = rules.rules[place]
+        breach = breach_of(rule, state.cells[place], event, mark_of(rule, state, event))
+        if not breach:
+            continue
+        reasons.append(_reason(rule, breach))
+        match "deny" if breach != "broken" and rule.then != "watch" else rule.then:
+            case "deny":
+                kind = "deny"
+            case "restrict":
+                level = "restrict"
+                kind = "deny" if event.effect != "read" else kind
+            case "hold":
+                kind = "hold" if kind == "allow" else kind
+                demand = Demand(roles=rule.roles, quorum=rule.quorum)
+                demands += [] if demand in demands else [demand]
+            case "watch":
+                level = level or "watch"
+    if not reasons:
+        return ALLOW
+    return Verdict(
+        kind=kind,
+        reasons=tuple(reasons),
+        demands=tuple(demands) if kind == "hold" else (),
+        obligations={CONTAIN: level} if level else {},
+    )
 
 
-def _expire(pin: _Pin, since_ms: int) -> None:
-    """Forget what has left the window."""
-    while pin.entries and pin.entries[0][0] <= since_ms:
-        pin.total -= pin.entries.popleft()[1]
+def advance(rules: Rules, state: State, event: Event) -> State:
+    """Take in an event, after it is recorded; also one that was denied, as ``requested`` and then ``refused``.
+
+    Returns:
+        The same state, changed.
+    """
+    state.now_ms = max(state.now_ms, event.at_ms)
+    if event.state == "requested":
+        state.actions += 1
+    for place in rules.about(event.tool):
+        rule = rules.rules[place]
+        record(rule, state.cells[place], event, mark_of(rule, state, event, is_taken=True))
+    return state
 
 
-def _fits(pattern: Pattern, event: Event, *, is_judged: bool = False) -> bool:
-    """Whether an action is meant; what is judged has no outcome yet."""
-    if not is_judged and pattern.state != event.state:
-        return False
-    if pattern.effect and pattern.effect != event.effect:
-        return False
-    return pattern.tool in ("*", event.name) or fnmatch.fnmatchcase(event.name, pattern.tool)
+def replayed(rules: Rules, events: Iterable[Event]) -> State:
+    """The state after a history: for a run whose state was not kept, or was kept for other rules."""
+    state = State.fresh(rules)
+    for event in events:
+        advance(rules, state, event)
+    return state
 
 
-def _value(event: Event, path: str) -> str:
-    """The value of an argument as text, by dotted path."""
-    found: Any = event.arguments
-    for part in path.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            return MISSING
-        found = found[part]
-    return f"{type(found).__name__}:{found}"
+def overdue(rules: Rules, state: State, now_ms: int) -> list[Violation]:
+    """What had to follow and has not, or came too late, in the order of the rules.
+
+    A violation is given each time, until what had to follow has come; one that came too late is given for good (the last
+    16 of each rule). ``rule``, ``key`` and ``since_ms`` tell violations apart.
+    """
+    now_ms = max(now_ms, state.now_ms)
+    found: list[Violation] = []
+    for rule, cell in zip(rules.rules, state.cells, strict=True):
+        if rule.kind != "absence":
+            continue
+        found += [
+            _violation(rule, "conduct-late", late.key, late.since_ms, late.ended_ms) for late in cell.late
+        ]
+        for key, part in cell.parts.items():
+            if now_ms - part.marks[0] < rule.span:
+                break  # the oldest come first
+            found.append(_violation(rule, "conduct-absence", key, part.marks[0]))
+        if cell.lost is not None:
+            found.append(_violation(rule, "conduct-incomplete", "", cell.lost))
+    return found
+
+
+def _violation(rule: Rule, code: str, key: str, since_ms: int, ended_ms: int | None = None) -> Violation:
+    return Violation(
+        rule=rule.id, then=rule.then, code=code, message=rule.reason, key=key, since_ms=since_ms,
+        due_ms=since_ms + rule.span, ended_ms=ended_ms, roles=rule.roles,
+    )  # fmt: skip
+
+
+def _reason(rule: Rule, breach: Breach) -> Reason:
+    if breach == "broken":
+        return Reason(code=f"conduct-{rule.kind}", message=rule.reason, rule=rule.id)
+    return Reason(
+        code=f"conduct-{breach}", message=f"rule `{rule.id}` cannot be checked: {_TEXT[breach]}", rule=rule.id
+    )

@@ -73,7 +73,7 @@ async def reach(
     toolbox = Toolbox([*world.toolsets, world.agents or AgentsToolset(agents)])
     catalogues = {name: catalogue_of(agent, toolbox) for name, agent in agents.items()}
     if rules is not None and governance is not None:
-        rules.govern(governance, catalogues, secrets)
+        await rules.govern(governance, catalogues, secrets)
     upstreams = ConfiguredUpstreams(world.upstreams, secrets)
     gateway = Gateway(
         upstreams=upstreams,

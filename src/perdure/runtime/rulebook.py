@@ -18,8 +18,8 @@ from perdure.gateway.gates.conduct import ConductGate
 from perdure.gateway.gates.hold import ConfidenceGate
 from perdure.gateway.governance import Governance
 from perdure.gateway.memory import RunMemory
-from perdure.governance.conduct import Conduct
-from perdure.governance.conduct_rules import ConductInvalidError, Rule, load_rules
+from perdure.governance.conduct_errors import ConductInvalidError
+from perdure.governance.conduct_rules import Rules as ConductRules
 from perdure.ports import Secrets, Store
 from perdure.runtime.policies import FolderPolicies, specs_of
 from perdure.runtime.system import SystemClock
@@ -82,11 +82,14 @@ class Rulebook:
         self._store = store
         self._judge: WebhookJudge | None = None
 
-    def govern(self, governance: Governance, catalogues: Mapping[str, Catalogue], secrets: Secrets) -> None:
+    async def govern(
+        self, governance: Governance, catalogues: Mapping[str, Catalogue], secrets: Secrets
+    ) -> None:
         """Put the gates in their order.
 
         Raises:
             DefinitionError: the conduct rules or the judge's address cannot be used.
+            ToolUnreachableError: a toolset does not answer, so conduct rules cannot be held against its tools.
         """
         gates: list[Gate] = []
         if self._rules.policies is not None:
@@ -95,9 +98,9 @@ class Rulebook:
             )
             gates.append(AuthorityGate(policies))
         if self._rules.conduct is not None:
-            rules = read_conduct(self._rules.conduct)
-            gates.append(ConductGate(rules, lambda: _names(catalogues)))
-            governance.memory = lambda: RunMemory(Conduct(rules))
+            rules = await read_conduct(self._rules.conduct, catalogues)
+            gates.append(ConductGate())
+            governance.memory = lambda: RunMemory(rules)
         gates += self._rules.gates
         if self._rules.judge is not None:
             self._judge = _judge(self._rules.judge, secrets)
@@ -125,17 +128,15 @@ def _judge(rule: JudgeRule, secrets: Secrets) -> WebhookJudge:
     )
 
 
-def read_conduct(path: Path) -> tuple[Rule, ...]:
-    """The conduct rules of a file.
+async def read_conduct(path: Path, catalogues: Mapping[str, Catalogue]) -> ConductRules:
+    """The conduct rules of a file, held against every tool that an agent may have.
 
     Raises:
-        ConductInvalidError: they cannot be read.
+        ConductInvalidError: they cannot be read, or name a tool that is not there.
+        ToolUnreachableError: a toolset does not answer.
     """
     try:
-        return load_rules(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")  # noqa: ASYNC240 - once, before anything runs
     except (OSError, UnicodeDecodeError) as error:
         raise ConductInvalidError(f"the conduct rules `{path}` cannot be read: {error}") from error
-
-
-async def _names(catalogues: Mapping[str, Catalogue]) -> set[str]:
-    return {spec.name for spec in await specs_of(catalogues)}
+    return ConductRules.load(text, {spec.name for spec in await specs_of(catalogues)})
