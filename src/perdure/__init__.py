@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         step,
         tool,
     )
+    from perdure.agents.relabel import declassify, endorse
     from perdure.core.actions import ActionState, Budget
     from perdure.core.errors import (
         ActionNotDoneError,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
         UnavailableError,
         UsageError,
     )
+    from perdure.core.flows import Sink, ToolFlow
+    from perdure.core.labels import Label
     from perdure.core.limits import Settings
     from perdure.core.models import Price, Upstream
     from perdure.core.principals import Principal
@@ -66,6 +69,10 @@ _WHERE = {
         "process",
         "step",
         "tool",
+    ),
+    "perdure.agents.relabel": (
+        "declassify",
+        "endorse",
     ),
     "perdure.core.actions": (
         "ActionState",
@@ -91,6 +98,11 @@ _WHERE = {
         "UnavailableError",
         "UsageError",
     ),
+    "perdure.core.flows": (
+        "Sink",
+        "ToolFlow",
+    ),
+    "perdure.core.labels": ("Label",),
     "perdure.core.limits": ("Settings",),
     "perdure.core.models": (
         "Price",
@@ -126,6 +138,7 @@ __all__ = [
     "Done",
     "FunctionTool",
     "InputInvalidError",
+    "Label",
     "Message",
     "PerdureError",
     "Price",
@@ -138,11 +151,13 @@ __all__ = [
     "RunHandle",
     "Runtime",
     "Settings",
+    "Sink",
     "Status",
     "Step",
     "StepError",
     "StepFailedError",
     "ToolFailedError",
+    "ToolFlow",
     "UnavailableError",
     "Upstream",
     "UsageError",
@@ -151,6 +166,8 @@ __all__ = [
     "agent",
     "current_run",
     "current_use",
+    "declassify",
+    "endorse",
     "process",
     "step",
     "tool",

@@ -13,6 +13,7 @@ import msgspec
 
 from perdure.agents.codec import Parameters, hints_of, to_json
 from perdure.core.errors import ArgumentsInvalidError, DefinitionError, InputInvalidError, OutsideRunError
+from perdure.core.flows import ToolFlow
 from perdure.core.limits import TOOL_OUTPUT_BYTES_MAX
 from perdure.core.tools import Done, Effect, Finding, Recovery, ToolOutput, ToolSpec, ToolUse, is_tool_name
 
@@ -49,6 +50,7 @@ class FunctionTool:
         output_bytes_max: int | None = None,
         undo_within: float | None = None,
         delay: float = 0.0,
+        flow: ToolFlow | None = None,
     ) -> None:
         chosen = name or str(getattr(function, "__name__", ""))
         if not is_tool_name(chosen):
@@ -71,6 +73,7 @@ class FunctionTool:
             output_bytes_max=output_bytes_max or TOOL_OUTPUT_BYTES_MAX,
             undo_within_ms=None if undo_within is None else round(undo_within * 1000),
             delay_ms=round(delay * 1000),
+            flow=flow,
         )
         self._probe: Callable[..., Any] | None = None
         self._image: Callable[..., Any] | None = None
@@ -191,6 +194,7 @@ def tool(
     output_bytes_max: int | None = None,
     undo_within: float | None = None,
     delay: float = 0.0,
+    flow: ToolFlow | None = None,
 ) -> Callable[[Callable[..., Any]], FunctionTool]: ...
 def tool(function: Any = None, /, **options: Any) -> Any:
     """Make a function a tool; its schema comes from the type hints, its description from the docstring.
@@ -202,7 +206,8 @@ def tool(function: Any = None, /, **options: Any) -> Any:
         options: ``effect`` (``read``, ``reversible``, ``compensable``, ``irreversible``: the default), ``recovery`` (``pure``,
             ``idempotent``, ``queryable``, ``opaque``: the default, but ``pure`` for reads), ``timeout`` in seconds (60),
             ``name``, ``output_bytes_max`` (256 KiB), ``undo_within`` in seconds (for ever), ``delay`` in seconds (0): how long a
-            use waits in the outbox, where it can still be stopped.
+            use waits in the outbox, where it can still be stopped; ``flow`` (a ``ToolFlow``): what its arguments decide, and what
+            its output is worth.
 
     Raises:
         DefinitionError: it cannot work; the message says why.

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from perdure.core.errors import DefinitionError
+from perdure.core.flows import ToolFlow
+from perdure.core.labels import Labels
 from perdure.core.limits import TOOL_OUTPUT_BYTES_MAX, TOOL_TIMEOUT_MS
 
 Recovery = Literal["pure", "idempotent", "queryable", "opaque"]
@@ -35,6 +37,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         undoable: whether the tool itself can undo a use of it.
         undo_within_ms: for how long after a use; ``None`` is for ever.
         delay_ms: how long a use waits in the outbox before it is sent; until then it can be stopped for nothing.
+        flow: what its arguments decide, and what its output is worth, if it says so.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     undoable: bool = False
     undo_within_ms: int | None = None
     delay_ms: int = 0
+    flow: ToolFlow | None = None
 
     def __post_init__(self) -> None:
         if not is_tool_name(self.name):
@@ -71,6 +75,8 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         ]  # fmt: skip
         if self.undoable or self.delay_ms:  # what runs of older versions are pinned to has neither
             shown += [self.undoable, self.undo_within_ms, self.delay_ms]
+        if self.flow is not None:
+            shown.append(self.flow)
         return hashlib.sha256(_encoder.encode(shown)).hexdigest()
 
 
@@ -95,11 +101,13 @@ class ToolOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         value: plain data: what ``run.act`` returns.
         content: MCP content blocks, where the tool made its own; otherwise the value is shown as text.
         is_error: the tool ran and says that it failed; ``value`` says why.
+        labels: of the parts of ``value`` by path, where this output has others than its tool declares; the empty path is the rest.
     """
 
     value: Any = None
     content: tuple[dict[str, Any], ...] = ()
     is_error: bool = False
+    labels: Labels = ()
 
     def blocks(self) -> list[dict[str, Any]]:
         """MCP content blocks."""

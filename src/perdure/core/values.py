@@ -8,15 +8,20 @@ from typing import Any
 import msgspec
 
 from perdure.core.errors import InputInvalidError, PayloadTooLargeError
+from perdure.core.labels import Labels
 from perdure.core.limits import BLOB_BYTES_MIN
 
 
 class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A JSON value in an entry: inline, or the SHA-256 of a blob when it is over 64 KiB."""
+    """A JSON value in an entry: inline, or the SHA-256 of a blob when it is over 64 KiB.
+
+    ``labels`` says where its parts come from, where that is tracked.
+    """
 
     inline: msgspec.Raw = msgspec.Raw(b"")
     blob: str = ""
     size: int = 0
+    labels: Labels = ()
 
 
 NULL = Payload(inline=msgspec.Raw(b"null"))

@@ -73,6 +73,11 @@ class Catalogue:
         self._toolbox = toolbox
         self._known: dict[str, Tool] | None = None
 
+    @property
+    def own(self) -> list[ToolSpec]:
+        """The agent's own tools, without asking anybody."""
+        return [tool.spec for tool in self._own]
+
     async def tools(self, *, fresh: bool = False) -> Mapping[str, Tool]:
         """Tools by the name that agents call them by: their own, with the toolset's in front where two would be the same.
 

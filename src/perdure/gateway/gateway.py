@@ -184,6 +184,9 @@ class Gateway:
     # -- after
     async def conclude(self, seat: Seat, act: Act, outcome: Outcome) -> e.CallEntry:
         """Record an outcome; durable on return."""
+        seen = None if seat.memory is None else seat.memory.seen
+        if seen is not None:
+            outcome = replace(outcome, labels=seen.labels_of_outcome(act, outcome))
         entry = await seat.write(
             lambda tx, position: ledger.conclude(
                 tx, position, seat.run_id, act.call, act.digest, outcome, self.payload_bytes_max
@@ -249,7 +252,7 @@ class Gateway:
         except PerdureError as error:
             failure = e.Failure(code=error.code, message=error.message)
             return Outcome(S.FAILED, spent, error=failure)
-        return Outcome(S.SUCCEEDED, spent, result=kept, blobs=blobs)
+        return Outcome(S.SUCCEEDED, spent, result=kept, labels=output.labels, blobs=blobs)
 
     def _told(self, text: str) -> str:
         cleaned, _ = self.redactor.clean(text.encode())

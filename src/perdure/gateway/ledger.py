@@ -70,6 +70,8 @@ def conclude(
     if outcome.result is not None:
         result, more = pack(outcome.result, limit)
         blobs.update(more)
+        if outcome.labels:
+            result = msgspec.structs.replace(result, labels=outcome.labels)
     after: Payload | None = None
     if outcome.after is not None:
         after, more = pack(outcome.after, limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -12,11 +11,13 @@ import msgspec
 from perdure.core import entries as e
 from perdure.core.tools import Effect
 from perdure.core.values import Payload
-from perdure.core.verdicts import Verdict
+from perdure.core.verdicts import ALLOW, Verdict
+from perdure.gateway.seen import Seen
 from perdure.governance.conduct import advance, judge
 from perdure.governance.conduct_patterns import Event, EventState
 from perdure.governance.conduct_rules import Rules
 from perdure.governance.conduct_state import State
+from perdure.governance.flow import FlowFacts, FlowRules
 
 if TYPE_CHECKING:
     from perdure.gateway.gates.case import Case
@@ -24,38 +25,35 @@ if TYPE_CHECKING:
 BytesOf = Callable[[Payload], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class FlowFacts:
-    """What the arguments of an action carry: labels such as ``untrusted``, and where they come from."""
-
-    labels: frozenset[str]
-    sources: frozenset[str]
-
-
 class RunMemory:
     """What one run has seen and done, as far as gates ask for it.
 
     Args:
-        rules: of conduct.
+        conduct: rules over the sequence of its actions, if there are any.
+        flow: what is declared of the flow of information; ``None`` if it is not tracked.
     """
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
-        self.state = State.fresh(rules)
+    def __init__(self, conduct: Rules | None = None, flow: FlowRules | None = None) -> None:
+        self.rules = conduct
+        self.state = None if conduct is None else State.fresh(conduct)
+        self.seen = None if flow is None else Seen(flow)
         self.lock = asyncio.Lock()
         self._ahead: set[int] = set()  # entries that were taken in before the run itself has seen them
         self._open: dict[int, Event] = {}  # by call: as it was asked for
 
-    def begin(self, given: bytes) -> None:
-        """The run starts with this input, as JSON."""
+    def begin(self, run: str, agent: str, started: e.RunStarted, bytes_of: BytesOf) -> None:
+        """The run starts."""
+        if self.seen is not None:
+            self.seen.begin(run, agent, started, bytes_of(started.input))
 
     def flow_of(self, case: Case) -> FlowFacts | None:
         """What the arguments of an action carry; ``None`` if that is not tracked."""
-        del case
-        return None
+        return None if self.seen is None else self.seen.facts(case)
 
     def judge(self, case: Case) -> Verdict:
         """What the rules of conduct say of an action; one that was held has been asked for already."""
+        if self.rules is None or self.state is None:
+            return ALLOW
         state: EventState = "intended" if case.is_release else "requested"
         return judge(
             self.rules, self.state, _event(case.name, case.effect, state, case.at_ms, case.arguments)
@@ -67,13 +65,17 @@ class RunMemory:
         self._ahead.add(entry.seq)
 
     def see(self, entry: e.CallEntry, bytes_of: BytesOf) -> None:
-        """An entry about an action of the run."""
+        """An entry of the run, in the order of its journal."""
         if entry.seq in self._ahead:
             self._ahead.discard(entry.seq)
         else:
             self._take(entry, bytes_of)
 
     def _take(self, entry: e.CallEntry, bytes_of: BytesOf) -> None:
+        if self.seen is not None:
+            self.seen.take(entry, bytes_of)
+        if self.rules is None:
+            return
         match entry:
             case e.ActionIntended(what="tool") | e.ActionHeld(what="tool"):
                 arguments = msgspec.json.decode(bytes_of(entry.request))
@@ -93,6 +95,8 @@ class RunMemory:
                 pass
 
     def _advance(self, event: Event, state: EventState | None = None, at_ms: int | None = None) -> None:
+        if self.rules is None or self.state is None:
+            return
         if state is not None and at_ms is not None:
             event = msgspec.structs.replace(event, state=state, at_ms=at_ms)
         advance(self.rules, self.state, event)

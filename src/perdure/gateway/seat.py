@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from perdure.core.actions import ActionRecord, ActionState, Spend, What
 from perdure.core.approvals import GrantRecord
 from perdure.core.entries import ActionHeld, CallEntry, Entry, Failure
+from perdure.core.labels import Labels
 from perdure.core.models import Usage
 from perdure.core.principals import Chain, Risk
 from perdure.core.tools import ToolSpec
@@ -182,4 +183,5 @@ class Outcome:
     upstream: str = ""
     decided_by: str = ""
     after: bytes | None = None  # what the tool saw of the world then, as JSON
+    labels: Labels = ()  # of the parts of the result
     blobs: Blobs = field(default_factory=dict)

@@ -13,8 +13,10 @@ from perdure.agents.agent import Agent
 from perdure.agents.codec import to_json
 from perdure.agents.tool import schema_of
 from perdure.core.errors import ToolUnreachableError
+from perdure.core.labels import Labels
 from perdure.core.tools import ToolOutput, ToolSpec, ToolUse, is_tool_name
 from perdure.core.values import pack
+from perdure.engines.embedded.waits import outcome_of
 from perdure.ports import Tool
 from perdure.runtime.handle import RunHandle
 
@@ -78,12 +80,20 @@ class AgentTool:
         above = engine.hosts.get(use.run)
         if above is None:
             raise ToolUnreachableError(f"run `{use.run}` is not in memory any more, so nobody can act for it")
+        payload = above.labelled(payload, to_json(given))
         new = engine.new_run(
             self._agent, payload, blobs, idempotency_key=use.key, parent=use.run, principals=above.principals
         )
         record = await engine.start(new)
-        result = await RunHandle(runtime, record.id).result()
-        return ToolOutput(value=result)
+        handle = RunHandle(runtime, record.id)
+        result = await handle.result()
+        return ToolOutput(value=result, labels=_labels(handle))
+
+
+def _labels(handle: RunHandle) -> Labels:
+    """Where the parts of a result come from, as the child knew it."""
+    payload, _ = outcome_of(handle.journal(after=handle.record().seq - 1)[-1])
+    return () if payload is None else payload.labels
 
 
 def _is_plain(agent: Agent) -> bool:

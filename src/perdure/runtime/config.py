@@ -74,11 +74,12 @@ def _rules(table: Mapping[str, Any], path: Path | None) -> Rules:
     """What actions are judged by; paths are relative to the file."""
     folder = Path() if path is None else path.parent
     options = dict(table)
-    if unknown := set(options) - {"policies", "conduct", "confidence_min", "judge"}:
+    if unknown := set(options) - {"policies", "flow", "conduct", "confidence_min", "judge"}:
         raise DefinitionError(
-            f"`[governance]` of `{path}` has `{min(unknown)}`; expected `policies`, `conduct`, `confidence_min` and `judge`"
+            f"`[governance]` of `{path}` has `{min(unknown)}`; expected `policies`, `flow`, "
+            "`conduct`, `confidence_min` and `judge`"
         )
-    for name in ("policies", "conduct"):
+    for name in ("policies", "flow", "conduct"):
         if name in options:
             if not isinstance(options[name], str):
                 raise DefinitionError(f"`{name}` of `{path}` is a path")

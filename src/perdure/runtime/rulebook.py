@@ -15,11 +15,13 @@ from perdure.gateway.catalogue import Catalogue
 from perdure.gateway.gates.authority import AuthorityGate
 from perdure.gateway.gates.case import Gate
 from perdure.gateway.gates.conduct import ConductGate
+from perdure.gateway.gates.flow import FlowGate
 from perdure.gateway.gates.hold import ConfidenceGate
 from perdure.gateway.governance import Governance
 from perdure.gateway.memory import RunMemory
 from perdure.governance.conduct_errors import ConductInvalidError
 from perdure.governance.conduct_rules import Rules as ConductRules
+from perdure.governance.flow import FlowRules, complete, read_rules
 from perdure.ports import Secrets, Store
 from perdure.runtime.policies import FolderPolicies, specs_of
 from perdure.runtime.system import SystemClock
@@ -50,6 +52,8 @@ class Rules:
 
     Attributes:
         policies: a folder with ``*.cedar`` files; without it agents may do what their charter says.
+        flow: a TOML file with what is declared of the flow of information; also without it flow is judged as soon as a tool
+            declares something in its code.
         conduct: a TOML file with rules over the sequence of a run's actions.
         confidence_min: actions with a lower confidence (in percent) are held.
         judge: an external judge, asked after those.
@@ -57,6 +61,7 @@ class Rules:
     """
 
     policies: Path | None = None
+    flow: Path | None = None
     conduct: Path | None = None
     confidence_min: int | None = None
     judge: JudgeRule | None = None
@@ -88,8 +93,8 @@ class Rulebook:
         """Put the gates in their order.
 
         Raises:
-            DefinitionError: the conduct rules or the judge's address cannot be used.
-            ToolUnreachableError: a toolset does not answer, so conduct rules cannot be held against its tools.
+            DefinitionError: the flow or conduct rules or the judge's address cannot be used.
+            ToolUnreachableError: a toolset does not answer, so rules cannot be held against its tools.
         """
         gates: list[Gate] = []
         if self._rules.policies is not None:
@@ -97,10 +102,15 @@ class Rulebook:
                 self._rules.policies, lambda: specs_of(catalogues), self._store, SystemClock().now_ms
             )
             gates.append(AuthorityGate(policies))
+        flow = await read_flow(self._rules.flow, catalogues)
+        if flow is not None:
+            gates.append(FlowGate())
+        conduct = None
         if self._rules.conduct is not None:
-            rules = await read_conduct(self._rules.conduct, catalogues)
+            conduct = await read_conduct(self._rules.conduct, catalogues)
             gates.append(ConductGate())
-            governance.memory = lambda: RunMemory(rules)
+        if flow is not None or conduct is not None:
+            governance.memory = lambda: RunMemory(conduct, flow)
         gates += self._rules.gates
         if self._rules.judge is not None:
             self._judge = _judge(self._rules.judge, secrets)
@@ -126,6 +136,33 @@ def _judge(rule: JudgeRule, secrets: Secrets) -> WebhookJudge:
         clock=SystemClock(),
         deadlines_ms={**DEADLINES_MS, **rule.deadlines_ms},
     )
+
+
+async def read_flow(path: Path | None, catalogues: Mapping[str, Catalogue]) -> FlowRules | None:
+    """What is declared of the flow of information, in a file and in the code of tools; ``None`` if nothing is.
+
+    Raises:
+        DefinitionError: it cannot be read, names a tool or agent that is not there, or two tools of one name declare different things.
+        ToolUnreachableError: a toolset does not answer.
+    """
+    if path is None:
+        specs = [spec for catalogue in catalogues.values() for spec in catalogue.own]
+        rules = FlowRules()
+    else:
+        specs = await specs_of(catalogues)
+        try:
+            rules = read_rules(path.read_text(encoding="utf-8"))  # noqa: ASYNC240 - once, before anything runs
+        except (OSError, UnicodeDecodeError) as error:
+            raise DefinitionError(f"the flow rules `{path}` cannot be read: {error}") from error
+    declared = {spec.name: spec.flow for spec in specs}
+    for spec in specs:
+        if declared[spec.name] != spec.flow:
+            raise DefinitionError(
+                f"two tools are called `{spec.name}` and declare different flows; rename one"
+            )
+    if path is None and not any(declared.values()):
+        return None
+    return complete(rules, declared, catalogues)
 
 
 async def read_conduct(path: Path, catalogues: Mapping[str, Catalogue]) -> ConductRules:

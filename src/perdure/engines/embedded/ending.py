@@ -64,6 +64,7 @@ def _outcome(worker: Worker, host: Host) -> tuple[type[e.Entry], str, dict[str, 
         data = to_json(main.result())
         host.agent.result.read(data)
         result, blobs = pack(data, worker.engine.settings.payload_bytes_max)
+        result = host.labelled(result, data)
     except (InputInvalidError, ValueError, PayloadTooLargeError) as problem:
         text = problem.message if isinstance(problem, PerdureError) else str(problem)
         code = "payload-too-large" if isinstance(problem, PayloadTooLargeError) else "result-invalid"

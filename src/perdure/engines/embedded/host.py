@@ -12,6 +12,8 @@ from collections import deque
 from contextvars import Context, copy_context
 from typing import Any
 
+import msgspec
+
 from perdure.agents.agent import Agent
 from perdure.agents.requests import ActCall, Request
 from perdure.agents.run import Run, enter_run
@@ -27,7 +29,7 @@ from perdure.core.errors import (
 from perdure.core.limits import CALLS_OPEN_MAX
 from perdure.core.principals import Chain, Principal
 from perdure.core.records import RunRecord
-from perdure.core.values import too_large
+from perdure.core.values import Payload, too_large
 from perdure.engines.embedded.loop import RunLoop
 from perdure.engines.embedded.open_call import Driver, OpenCall, is_wait, note, tell_end, tell_gone
 from perdure.engines.embedded.results import value_of
@@ -183,7 +185,7 @@ class Host:
         own = Principal(kind="agent", name=self.agent.name, run=self.run_id, groups=self.agent.roles)
         self.principals = (own, *started.principals)
         if self.memory is not None:
-            self.memory.begin(self.driver.bytes_of(started.input))
+            self.memory.begin(self.run_id, self.agent.name, started, self.driver.bytes_of)
         args, kwargs = self.agent.parameters.read_input(self.driver.bytes_of(started.input))
         handler = self.agent.handler
         if handler is None:
@@ -257,7 +259,7 @@ class Host:
             raise self._mismatch(
                 entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip()
             )
-        if self.memory is not None and entry.kind == ActCall.kind:
+        if self.memory is not None:
             self.memory.see(entry, self.driver.bytes_of)
         if is_note:
             self.has_acted = self.has_acted or entry.kind == ActCall.kind
@@ -320,6 +322,11 @@ class Host:
             "its code changed: guard the change with `run.patched(...)`, or deploy the old code"
         )
         return ReplayError(message, expected=expected, found=found, seq=entry.seq)
+
+    def labelled(self, payload: Payload, data: bytes) -> Payload:
+        """A value that leaves the run for another one, with where its parts come from if that is tracked."""
+        seen = None if self.memory is None else self.memory.seen
+        return payload if seen is None else msgspec.structs.replace(payload, labels=seen.labels_of(data))
 
     # -- what is open
     def waits(self) -> list[OpenCall]:

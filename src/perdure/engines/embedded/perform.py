@@ -72,6 +72,7 @@ def _spawn(
             raise AgentUnknownError(f"no agent is called `{request.name}`; register it with the runtime")
         agent.parameters.read_input(request.input)
         payload, blobs = pack(request.input, engine.settings.payload_bytes_max)
+        payload = host.labelled(payload, request.input)
     except (AgentUnknownError, InputInvalidError, PerdureError) as error:
         refused = failure_of(error, error.code)
         return lambda _: (e.ChildStarted, {"error": refused})
@@ -96,6 +97,7 @@ def _send(
     worker: Worker, host: Host, open_call: OpenCall, request: SendCall, touched: list[str], now_ms: int
 ) -> Any:
     payload, blobs = pack(request.body, worker.engine.settings.payload_bytes_max)
+    payload = host.labelled(payload, request.body)
     key = f"{host.run_id}/{open_call.number}"
 
     def make(tx: Transaction) -> tuple[type[e.CallEntry], dict[str, Any]]:
@@ -114,6 +116,7 @@ def _publish(
 ) -> Any:
     engine = worker.engine
     payload, blobs = pack(request.body, engine.settings.payload_bytes_max)
+    payload = host.labelled(payload, request.body)
     targets = [agent for agent in engine.agents.values() if request.name in agent.subscribes]
     news = [
         engine.new_run(
@@ -174,6 +177,7 @@ def _state_set(worker: Worker, host: Host, request: StateSetCall) -> Any:
     blobs: dict[str, bytes] = {}
     if request.value is not None:
         payload, blobs = pack(request.value, worker.engine.settings.payload_bytes_max)
+        payload = host.labelled(payload, request.value)
 
     def make(tx: Transaction) -> tuple[type[e.CallEntry], dict[str, Any]]:
         tx.set_state(host.agent.name, _owner(host), request.name, payload, blobs)

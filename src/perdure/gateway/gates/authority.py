@@ -38,7 +38,7 @@ class AuthorityGate:
             policies = await self._policies.current()
         except Exception as error:  # noqa: BLE001 - whatever it is: a check that cannot be made
             return deny("policy-invalid", f"the policies cannot be used, so nothing is allowed: {error}")
-        flow = case.memory.flow_of(case) if case.memory is not None else None
+        flow = None if case.memory is None else case.memory.flow_of(case)
         return policies.decide(
             PolicyRequest(
                 chain=case.chain,

@@ -1,0 +1,337 @@
+"""The values that one run has seen, with their labels.
+
+A value has a label of its own, not that of its run. It is known by where it stands: what stands in trusted content is trusted, also if a
+stranger repeats it (he has not chosen another one); what stands only in other content has its label; what stands nowhere was made by the
+model or program from everything that it had seen. Nothing is ever trusted because it was not found, and where a bound is reached, less is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from hashlib import blake2b
+from typing import Any, Literal
+
+import msgspec
+
+from perdure.core import paths
+from perdure.core.labels import PUBLIC, UNKNOWN, Label, Labels, join, join_all
+from perdure.governance.flow_forms import SHORT_MAX, Forms, Text, equals, forms, occurs, shares, written
+from perdure.governance.flow_requests import texts_of
+
+What = Literal["input", "output", "answer", "declassified"]
+How = Literal["trusted", "found", "made"]
+DECIDING_CHARACTERS_MAX = 1024 * 1024  # trusted and confidential content of one run: four full tool outputs
+NAMING_CHARACTERS_MAX = (
+    1024 * 1024
+)  # untrusted public content, which only names a source: the oldest goes first
+NAMED_CHARACTERS_MAX = 256 * 1024  # of one of those: the rest of it names nothing
+PIECES_MAX = 4_096
+WRITTEN_CHARACTERS_MAX = 256 * 1024  # untrusted values that a run has given to its tools
+WHOLES_MAX = 4_096  # outputs and answers that a request is recognised by
+CAUSES_MAX = 10_000  # calls whose causes are known
+PARTS_MAX = 64  # labels of one value that are told apart by place
+PROGRAM = Label(sources=("program",))  # text in a request that is nowhere in the run
+
+
+class Row(msgspec.Struct, frozen=True):
+    """Some content: of what kind, of which call (-1 is none), from where, at which path of it, its label, the text (JSON)."""
+
+    what: What
+    call: int
+    source: str
+    path: str
+    label: Label
+    text: Text
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """The label of a value, and how it is known.
+
+    Attributes:
+        label: its label.
+        how: ``trusted``, it stands in trusted content; ``found``, it stands in other content; ``made``, it stands nowhere.
+        source: what it was found in, such as ``tool:mail.read``.
+        call: the call whose output that is, if it is one.
+        path: where it is there, if that part has a label of its own.
+    """
+
+    label: Label
+    how: How
+    source: str = ""
+    call: int | None = None
+    path: str = ""
+
+
+class Derived(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that derives from a source: through its ``arguments``, or only through the ``context`` in which it was made."""
+
+    call: int
+    how: Literal["arguments", "context"]
+
+
+class _Cause(msgspec.Struct, frozen=True):
+    call: int
+    sources: tuple[str, ...]  # of its arguments, as far as they were not made
+    seen: int  # how many sources the run had seen
+
+
+class Context:
+    """What is known of the values of one run. Everything is told to it in the order in which it happened.
+
+    Args:
+        run: the id of the run, for the names of sources.
+        program: the label of text in model requests that is nowhere in the run.
+    """
+
+    def __init__(self, run: str = "", program: Label = PROGRAM) -> None:
+        self.run = run
+        self._program = program
+        self.label = PUBLIC  # the join of all that was learned, by tool and not by call: a long run has too many of those
+        self._rows: list[Row] = []
+        self._trusted: list[Row] = []
+        self._deciding = self._naming = 0
+        self._sources: dict[str, int] = {}  # in the order in which they were first seen
+        self._written: list[tuple[int, Text]] = []
+        self._written_size = 0
+        self._distrusted: int | None = None  # from this call on, not all that was written is known
+        self._causes: list[_Cause] = []
+        self._wholes: dict[bytes, Label] = {}
+        self.is_complete = True  # whether the causes of all calls are known
+
+    # -- learning
+    def learn(self, what: What, call: int, source: str, value: Any, labels: Labels) -> None:
+        """Something came into the run.
+
+        Args:
+            what: of which kind.
+            call: the number of the call that brought it; -1 for none.
+            source: where it came from, for people.
+            value: plain data.
+            labels: of its parts by path; the empty path is the rest. Without that nothing is known of the rest.
+        """
+        by_path = dict(labels)
+        root = by_path.pop("", UNKNOWN)
+        try:
+            rest, picked = paths.split(value, tuple(paths.parse(path) for path in by_path))
+        except RecursionError:
+            rest, picked, root = value, [[] for _ in by_path], join_all((root, *by_path.values()))
+        for (path, label), found in zip(by_path.items(), picked, strict=True):
+            if found:
+                self._keep(what, call, source, path, label, written(found))
+        self._keep(what, call, source, "", root, written(rest))
+        self._recognise(written(value), join_all((root, *by_path.values())))
+
+    def learn_call(self, call: int, arguments: Mapping[str, Any]) -> None:
+        """A use of a tool is dispatched with these arguments: what they were made from, and what may come back from it."""
+        sources: set[str] = set()
+        try:
+            for _, value in paths.leaves(arguments):
+                origin = self.origin_of(value)
+                if origin.how != "made":
+                    sources.update(origin.label.sources)
+                text = written(value)
+                if not origin.label.is_trusted and text is not None and len(text) > SHORT_MAX:
+                    self._write(call, text)
+        except paths.TooLargeError:
+            self._distrusted = call if self._distrusted is None else self._distrusted
+            sources.update(self._sources)
+        if len(self._causes) < CAUSES_MAX:
+            self._causes.append(_Cause(call, tuple(sources), len(self._sources)))
+        else:
+            self.is_complete = False
+
+    def learn_start(self, call: int) -> None:
+        """Another run was started: with what it does, it derives from what this one had seen."""
+        self._causes.append(_Cause(call, (), len(self._sources)))
+
+    # -- asking
+    def origin_of(self, value: Any, *, made: Label | None = None, is_amount: bool = False) -> Origin:
+        """Where a scalar comes from.
+
+        Args:
+            value: a string or number; a truth value stands everywhere, so it is always made.
+            made: the label of what stands nowhere; by default that of everything that the run has seen.
+            is_amount: a string of digits is a number too.
+        """
+        wanted = forms(value, is_amount=is_amount)
+        best: Row | None = None
+        for row in self._trusted:
+            if _stands(wanted, row) and not self._may_have_come_back(row, wanted):
+                best = row
+                if row.label.is_public:
+                    break
+        if best is not None:
+            return _origin(best, best.label, "trusted")
+        others = [row for row in reversed(self._rows) if _stands(wanted, row)]
+        if others:
+            return _found(others)
+        return Origin(label=self.label if made is None else made, how="made")
+
+    def labels_of(self, value: Any) -> Labels:
+        """The labels of a value that leaves the run for another one, by place."""
+        found: dict[str, Label] = {}
+        try:
+            for path, leaf in paths.leaves(value, PARTS_MAX):
+                if any(part in ("", paths.ANY) or "." in part for part in path):
+                    return (("", self.label),)
+                label = self.origin_of(leaf).label
+                place = ".".join(path[:-1] if path[-1:] == (paths.KEY,) else path)
+                found[place] = join(found.get(place, PUBLIC), label)
+        except paths.TooLargeError:
+            return (("", self.label),)
+        root = join_all(found.values())
+        return (("", root), *((path, label) for path, label in found.items() if path and label != root))
+
+    def request_label(self, body: Any) -> Label:
+        """The label of a model request in a provider's format: of what it contains, as far as each text in it is known."""
+        found = PUBLIC
+        unknown = join(self.label, self._program)
+        try:
+            for text in texts_of(body):
+                label = self._recognised(text)
+                found = join(found, self.origin_of(text, made=unknown).label if label is None else label)
+        except paths.TooLargeError:
+            return unknown
+        return found
+
+    def untrusted_sources(self, limit: int = 3) -> tuple[str, ...]:
+        """What the run has seen that is not trusted, the newest first, for people."""
+        names: dict[str, None] = {}
+        for row in reversed(self._rows):
+            if not row.label.is_trusted and row.what != "answer":
+                names[shown(row.source, row.call)] = None
+        return tuple(names)[:limit]
+
+    def sources(self) -> tuple[str, ...]:
+        """Everything that the run has seen something from, in that order."""
+        return tuple(self._sources)
+
+    def derived_from(self, sources: Collection[str]) -> Iterator[Derived]:
+        """The calls that derive from these sources, such as ``tool:mail.read`` or ``run:ID/CALL``, also through the outputs of others."""
+        wanted = set(sources)
+        first = min((self._sources[name] for name in wanted if name in self._sources), default=None)
+        for cause in self._causes:
+            if wanted.intersection(cause.sources):
+                yield Derived(call=cause.call, how="arguments")
+            elif first is not None and first < cause.seen:
+                yield Derived(call=cause.call, how="context")
+            else:
+                continue
+            wanted.add(self.name_of(cause.call))
+
+    def name_of(self, call: int) -> str:
+        """The output of a call as a source."""
+        return f"run:{self.run}/{call}"
+
+    # -- keeping
+    def _keep(self, what: What, call: int, source: str, path: str, label: Label, text: str | None) -> None:
+        for name in label.sources:
+            self._sources.setdefault(name, len(self._sources))
+        names = tuple(name for name in label.sources if not name.startswith("run:"))
+        self.label = join(self.label, msgspec.structs.replace(label, sources=names))
+        if text is None or text in ("", "null", "{}", "[]", '""'):
+            return
+        decides = label.is_trusted or not label.is_public
+        if not decides:
+            text = text[:NAMED_CHARACTERS_MAX]
+        if not self._has_place(len(text), decides=decides):
+            return  # it stands nowhere now, so it has the label of everything
+        row = Row(what, call, source, path, label, Text(text))
+        self._rows.append(row)
+        if label.is_trusted:
+            self._trusted.append(row)
+        if decides:
+            self._deciding += len(text)
+        else:
+            self._naming += len(text)
+
+    def _has_place(self, size: int, *, decides: bool) -> bool:
+        if decides and self._deciding + size > DECIDING_CHARACTERS_MAX:
+            return False
+        while len(self._rows) >= PIECES_MAX or (not decides and self._naming + size > NAMING_CHARACTERS_MAX):
+            if not self._drop_oldest():
+                return False
+        return True
+
+    def _drop_oldest(self) -> bool:
+        """Forget the oldest content that only names; whether there was any."""
+        for index, row in enumerate(self._rows):
+            if not row.label.is_trusted and row.label.is_public:
+                self._naming -= len(row.text.text)
+                del self._rows[index]
+                return True
+        return False
+
+    def _write(self, call: int, text: str) -> None:
+        """An untrusted value was given to a tool: where it comes back, it is still untrusted."""
+        if self._distrusted is not None:
+            return
+        if self._written_size + len(text) > WRITTEN_CHARACTERS_MAX:
+            self._distrusted = call
+            return
+        self._written.append((call, Text(text)))
+        self._written_size += len(text)
+
+    def _may_have_come_back(self, row: Row, wanted: Forms) -> bool:
+        """Whether a value in the output of a tool may be one that the run itself had put there."""
+        if row.what != "output":
+            return False
+        if self._distrusted is not None and row.call >= self._distrusted:
+            return True
+        return any(call <= row.call and shares(wanted, text) for call, text in self._written)
+
+    def _recognise(self, text: str | None, label: Label) -> None:
+        """Know this text in a request; if it was there before with another label, as the worse of both."""
+        if text is None:
+            return
+        name = _fingerprint(text)
+        if name in self._wholes:
+            label = join(self._wholes[name], label)
+        elif len(self._wholes) >= WHOLES_MAX:
+            return  # it is not recognised, so it counts as everything
+        self._wholes[name] = label
+
+    def _recognised(self, text: str) -> Label | None:
+        for candidate in (written(text), _rewritten(text)):
+            if candidate and (label := self._wholes.get(_fingerprint(candidate))) is not None:
+                return label
+        return None
+
+
+def shown(source: str, call: int | None) -> str:
+    """A source for people."""
+    name = f"`{paths.shown((source,))}`"
+    return name if call is None or call < 0 else f"{name} (call {call})"
+
+
+def _origin(row: Row, label: Label, how: How) -> Origin:
+    call = row.call if row.call >= 0 else None
+    return Origin(label=label, how=how, source=row.source, call=call, path=row.path)
+
+
+def _found(rows: list[Row]) -> Origin:
+    # What a model repeats has a source before it; that one is named.
+    row = min(rows, key=lambda item: item.what == "answer")
+    public = [item.label for item in rows if item.label.is_public]
+    label = public[0] if public else join_all([item.label for item in rows])
+    return _origin(row, join(label, Label()), "found")
+
+
+def _stands(wanted: Forms, row: Row) -> bool:
+    """Whether a value stands in some content; what was declassified counts as a whole only, not for its parts."""
+    return equals(wanted, row.text) if row.what == "declassified" else occurs(wanted, row.text)
+
+
+def _fingerprint(text: str) -> bytes:
+    """16 bytes of BLAKE2b: equal texts, equal fingerprints; others practically never."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _rewritten(text: str) -> str:
+    """JSON in a text as the run would write it: programs put outputs into requests with spacing of their own."""
+    if not text.startswith(("{", "[")):
+        return ""
+    try:
+        return written(msgspec.json.decode(text)) or ""
+    except (msgspec.DecodeError, RecursionError):
+        return ""
