@@ -222,3 +222,56 @@ def test_a_tool_that_declares_nothing_cannot_have_an_undo() -> None:
 
     with pytest.raises(DefinitionError, match="one that can be undone is `reversible`"):
         plain.undo_with(lambda done: None)
+
+
+@tool(effect="read")
+async def read_note(name: str) -> dict[str, str]:
+    """Read a note."""
+    return {"clean": "box-1", "poisoned": "box-666"} if name == "both" else {"text": f"{name} says box-{name}"}
+
+
+@agent("curious", tools=[put, read_note, book])
+async def curious(run: Run) -> str:
+    await run.act(put, key="before", value=1)
+    await run.act(read_note, name="evil")
+    await run.act(put, key="box-evil", value=2)
+    await run.act(put, key="other", value=3)
+    child = await run.spawn("helper", {"what": "hall"})
+    await child.result()
+    return "done"
+
+
+@agent("helper", tools=[put, book])
+async def helper(run: Run, what: str) -> str:
+    await run.act(book, what=what)
+    return what
+
+
+async def test_what_derives_from_one_source_is_undone_and_nothing_before_it(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path, agents=[curious, helper]) as runtime:
+        handle = await runtime.start("curious")
+        await handle.result()
+        made = await runtime.undoing.plan(handle.id, cause=f"run:{handle.id}/2")
+        assert [(step.name, step.derived, step.how) for step in made.steps] == [
+            ("book", "context", "undo"),
+            ("put", "context", "undo"),
+            ("put", "arguments", "undo"),
+        ]
+        assert made.is_complete
+        direct = await runtime.undoing.plan(handle.id, cause="tool:read_note", direct=True)
+        assert [step.action for step in direct.steps] == [f"{handle.id}/3"]
+        undone = await (await runtime.undoing.undo(made, by="anna")).result()
+        assert undone["result"] == "ok"
+        assert world == {"before": 1, "box-evil": None, "other": None}
+        assert log[-3:] == ["cancel B-hall for hall", "back other", "back box-evil"]
+        with pytest.raises(UsageError, match="the sources are .*`tool:read_note`"):
+            await runtime.undoing.plan(handle.id, cause="tool:mail")
+
+
+async def test_the_same_beside_the_process_that_drives_the_runs(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path, agents=[curious, helper]) as runtime:
+        handle = await runtime.start("curious")
+        await handle.result()
+        async with Runtime.open(tmp_path, agents=[curious, helper], beside=True) as beside:
+            made = await beside.undoing.plan(handle.id, cause="tool:read_note")
+            assert [step.name for step in made.steps] == ["book", "put", "put"]

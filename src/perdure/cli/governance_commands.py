@@ -216,6 +216,8 @@ def undo(
     /,
     *,
     to: int = 0,
+    cause: str | None = None,
+    direct: bool = False,
     dry_run: bool = False,
     reason: str = "",
     config: Config = None,
@@ -228,11 +230,22 @@ def undo(
         run: The run.
         app: The module or file with its agents, whose tools know how.
         to: Leave what happened up to this entry of its journal.
+        cause: Only what derives from this source, such as `tool:mail.read` or `run:ID/CALL`.
+        direct: With `--cause`, only what derives through its arguments, not what was merely done after the source was seen.
         dry_run: Only show what would be done.
         reason: Why.
     """
     from perdure.cli import governing
 
     return governing.undo(
-        data, Out(json), run, app=app, after=to, dry_run=dry_run, reason=reason, config=config
+        data,
+        Out(json),
+        run,
+        app=app,
+        after=to,
+        cause=cause,
+        direct=direct,
+        dry_run=dry_run,
+        reason=reason,
+        config=config,
     )

@@ -101,7 +101,17 @@ def kill(data: Path, out: Out, scope: str, *, reason: str) -> None:
 
 
 def undo(
-    data: Path, out: Out, run: str, *, app: str, after: int, dry_run: bool, reason: str, config: Path | None
+    data: Path,
+    out: Out,
+    run: str,
+    *,
+    app: str,
+    after: int,
+    cause: str | None,
+    direct: bool,
+    dry_run: bool,
+    reason: str,
+    config: Path | None,
 ) -> int:
     """Undo what a run did."""
     existing(data)
@@ -121,7 +131,7 @@ def undo(
                 rules=world.rules,
             ) as runtime,
         ):
-            made = await runtime.undoing.plan(run, after=after)
+            made = await runtime.undoing.plan(run, after=after, cause=cause, direct=direct)
             _plan(out, made)
             if dry_run or not made.todo:
                 return 0
@@ -145,9 +155,18 @@ def _plan(out: Out, made: UndoPlan) -> None:
         out.emit({"plan": [msgspec.to_builtins(step) for step in made.steps]})
         return
     if not made.steps:
-        raise UsageError(f"run `{made.run}` did nothing with tools")
+        raise UsageError(f"run `{made.run}` did nothing of that kind with tools")
     table = [
-        [step.action, step.name, step.how, views.when(step.until_ms) if step.until_ms else "", step.why]
+        [
+            step.action,
+            step.name,
+            step.how,
+            views.when(step.until_ms) if step.until_ms else "",
+            step.why,
+            step.derived,
+        ]
         for step in made.steps
     ]
-    out.table(("action", "tool", "can", "until", "why"), table, empty="")
+    out.table(("action", "tool", "can", "until", "why", "derives by"), table, empty="")
+    if not made.is_complete:
+        out.note("the run is so long that not everything that derives from the source is known")

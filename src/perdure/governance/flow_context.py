@@ -219,6 +219,10 @@ class Context:
                 continue
             wanted.add(self.name_of(cause.call))
 
+    def calls(self) -> list[int]:
+        """The calls whose causes are known."""
+        return [cause.call for cause in self._causes]
+
     def name_of(self, call: int) -> str:
         """The output of a call as a source."""
         return f"run:{self.run}/{call}"

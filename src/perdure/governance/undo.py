@@ -26,6 +26,7 @@ class UndoStep(msgspec.Struct, frozen=True, kw_only=True):
         how: ``undo`` it, ``stop`` it (it is still in the outbox), ``impossible``, ``done`` (undone already), ``nothing`` to undo.
         why: for people.
         until_ms: until when it can be undone; ``None`` is for ever.
+        derived: where only what derives from a source is undone, whether it does through its ``arguments`` or its ``context``.
     """
 
     action: str
@@ -34,6 +35,7 @@ class UndoStep(msgspec.Struct, frozen=True, kw_only=True):
     how: How
     why: str = ""
     until_ms: int | None = None
+    derived: str = ""
 
 
 def plan(

@@ -108,7 +108,7 @@ class Runtime:
         """
         folder, chosen = Path(path), settings or settings_from(os.environ)
         known = register(agents)
-        own, undoing = AgentsToolset(known), Undoing(toolsets)
+        own, undoing = AgentsToolset(known), Undoing(toolsets, rules.flow if rules else None)
         known = {**known, undoing.agent.name: undoing.agent}
         world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
         async with opened(folder, chosen, beside=beside) as store, contextlib.aclosing(undoing):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,15 +22,19 @@ from perdure.core.errors import (
     UndoConflictError,
     UsageError,
 )
+from perdure.core.ids import action_key
 from perdure.core.principals import Principal
 from perdure.core.tools import Done, ToolOutput, ToolSpec, ToolUse
 from perdure.engines.embedded import works
-from perdure.gateway.catalogue import Toolbox
+from perdure.gateway.catalogue import Catalogue, Toolbox
 from perdure.gateway.outputs import read_kept
+from perdure.governance.flow import FlowRules
 from perdure.governance.undo import PREFIX, UndoStep, plan
 from perdure.ports import Tool, Toolset, Undo
+from perdure.runtime.causes import Causes, derived_from
 from perdure.runtime.handle import RunHandle
 from perdure.runtime.outside import catalogue_of
+from perdure.runtime.rulebook import read_flow
 
 if TYPE_CHECKING:
     from perdure.runtime.runtime import Runtime
@@ -43,6 +48,7 @@ class UndoPlan:
 
     run: str
     steps: Sequence[UndoStep]
+    is_complete: bool = True  # whether everything that derives from the source is known
 
     @property
     def todo(self) -> list[UndoStep]:
@@ -58,8 +64,9 @@ class UndoPlan:
 class Undoing:
     """``runtime.undoing``, and the agent that does it."""
 
-    def __init__(self, toolsets: Sequence[Toolset] = ()) -> None:
+    def __init__(self, toolsets: Sequence[Toolset] = (), flow: Path | None = None) -> None:
         self.runtime: Runtime | None = None
+        self._flow = flow
         self.toolbox = Toolbox(toolsets)  # beside the process that drives the runs: only to look at tools
         self.agent = Agent(AGENT, handler=self._handler(), version="1")
 
@@ -90,18 +97,28 @@ class Undoing:
         return undo
 
     # -- planning
-    async def plan(self, run: str, *, after: int = 0) -> UndoPlan:
+    async def plan(
+        self, run: str, *, after: int = 0, cause: str | None = None, direct: bool = False
+    ) -> UndoPlan:
         """What can be undone of a run and everything below it.
 
         Args:
             run: the run.
             after: leave its actions up to this entry of its journal alone; what it started before that too.
+            cause: only what derives from this source, such as ``tool:mail.read`` or the output of one call, ``run:ID/CALL``.
+            direct: of that only what derives through its arguments, not what was merely done after the source had been seen.
 
         Raises:
             RunUnknownError: there is none.
+            UsageError: nothing comes from that source.
         """
         runtime = self._open()
         rows = _rows(runtime, run, after)
+        causes = Causes({}, is_complete=True)
+        if cause is not None:
+            causes = derived_from(runtime.store, run, cause, runtime.bytes_of, await self._flow_rules())
+            wanted = {key for key, how in causes.found.items() if how == "arguments" or not direct}
+            rows = [row for row in rows if (row.run, row.call) in wanted]
         specs, changed = await self._specs(rows)
         undone = {
             row.undoes
@@ -109,7 +126,10 @@ class Undoing:
             for row in runtime.store.read(lambda tx, name=name: tx.undoing(name))  # type: ignore[misc]
             if row.state.value == "succeeded"
         }
-        return UndoPlan(run, plan(rows, specs, undone, runtime.now_ms(), changed=changed))
+        steps = plan(rows, specs, undone, runtime.now_ms(), changed=changed)
+        derived = {action_key(*key): how for key, how in causes.found.items()}
+        steps = [msgspec.structs.replace(step, derived=derived.get(step.action, "")) for step in steps]
+        return UndoPlan(run, steps, causes.is_complete)
 
     async def _specs(
         self, rows: Sequence[ActionRecord]
@@ -136,11 +156,20 @@ class Undoing:
         definition = runtime.agents.get(row.agent)
         if definition is None:
             raise ToolUnknownError(f"agent `{row.agent}` is not registered, so its tools are not known")
-        outside = None if runtime.engine is None else runtime.engine.outside
-        catalogue = (
-            catalogue_of(definition, self.toolbox) if outside is None else outside.catalogue(definition)
+        return await self._catalogue(definition).find(row.name)
+
+    def _catalogue(self, definition: Agent) -> Catalogue:
+        engine = self._open().engine
+        outside = None if engine is None else engine.outside
+        return catalogue_of(definition, self.toolbox) if outside is None else outside.catalogue(definition)
+
+    async def _flow_rules(self) -> FlowRules:
+        """What is declared of the flow of information, for values whose labels are not recorded."""
+        agents = self._open().agents
+        return (
+            await read_flow(self._flow, {name: self._catalogue(one) for name, one in agents.items()})
+            or FlowRules()
         )
-        return await catalogue.find(row.name)
 
     # -- doing
     async def undo(self, made: UndoPlan, *, by: str, reason: str = "") -> RunHandle:
