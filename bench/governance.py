@@ -9,6 +9,7 @@ import asyncio
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,17 +19,27 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from perdure import Principal, Run, Runtime, Settings, agent, tool
+from perdure import Budget, Label, Principal, Run, Runtime, Settings, ToolFlow, agent, tool
+from perdure.core.actions import Account, Spend
+from perdure.core.audit import AuditRecord, encode_record
+from perdure.core.labels import USER as USER_SAID
 from perdure.core.principals import Chain
 from perdure.core.tools import ToolSpec
 from perdure.gateway.gates.authority import AuthorityGate
 from perdure.gateway.gates.case import Case
 from perdure.gateway.gates.chain import Gates
+from perdure.gateway.gates.conduct import ConductGate
+from perdure.gateway.gates.flow import FlowGate
+from perdure.gateway.memory import RunMemory
+from perdure.gateway.schema import ArgumentSchema
 from perdure.governance.conduct import advance, judge
 from perdure.governance.conduct_patterns import Event
 from perdure.governance.conduct_rules import Rules as ConductRules
 from perdure.governance.conduct_state import State
+from perdure.governance.flow import FlowRules
+from perdure.governance.merkle import Frontier, leaf_hash
 from perdure.governance.policy import PolicyRequest, PolicySet, load
+from perdure.kernel.budget import judge as room
 from perdure.runtime.judging import Judging
 from perdure.runtime.policies import specs_of
 from perdure.runtime.rulebook import Rules
@@ -89,42 +100,100 @@ class Fixed:
         return self._found
 
 
+def _rules() -> ConductRules:
+    """Twenty rules of conduct about one tool."""
+    common = 'action="pay"\nthen="deny"\nreason="r"'
+    parts = []
+    for number in range(5):
+        parts += [
+            f'[[rule]]\nid="r{number}"\nkind="require"\nneeds="look"\n{common}',
+            f'[[rule]]\nid="c{number}"\nkind="count"\nmax=1000\nwithin="1m"\n{common}',
+            f'[[rule]]\nid="s{number}"\nkind="sum"\nof="cents"\nmax=1000000000\n{common}',
+            f'[[rule]]\nid="d{number}"\nkind="distinct"\nof="to"\nmax=100\n{common}',
+        ]
+    return ConductRules.load("\n".join(parts), ["pay", "look"])
+
+
+def _memory() -> RunMemory:
+    """A run that was asked something, has looked something up, and has read 50 KB of a stranger's text."""
+    flow = FlowRules(tools={"pay": ToolFlow(sinks={"to": "recipient", "cents": "amount"})})
+    memory = RunMemory(_rules(), flow)
+    seen = memory.seen
+    assert seen is not None
+    assert memory.rules is not None
+    assert memory.state is not None
+    seen.context.learn("input", -1, "input", "pay acme what we owe them", (("", USER_SAID),))
+    seen.context.learn(
+        "output", 1, "tool:mail", "a stranger's words. " * 2_500, (("", Label(sources=("tool:mail",))),)
+    )
+    advance(memory.rules, memory.state, Event(tool="look", effect="read", at_ms=0, state="succeeded"))
+    return memory
+
+
 async def gates() -> dict[str, Any]:
-    """Microseconds of all gates for one action, and of the bare decisions within them, in turn."""
+    """Microseconds of all gates, the budget and the audit leaf for one action, and of the bare decisions of Cedar, in turn."""
     found = made()
     chain: Chain = (Principal(kind="agent", name="payer", run="r", groups=("clerk",)), USER)
     arguments = {"to": "acme", "cents": 5}
     case = Case(
         run="r", call=1, agent="payer", risk="medium", chain=chain, what="tool", name="pay", at_ms=1, arguments=arguments,
-        spec=pay.spec,
+        spec=pay.spec, memory=_memory(),
     )  # fmt: skip
-    chained = Gates([AuthorityGate(Fixed(found))])
-    bare = _bare(found, chain, arguments)
-    ours: list[float] = []
+    chained = Gates([AuthorityGate(Fixed(found)), FlowGate(), ConductGate()])
+    schema = ArgumentSchema(pay.spec.parameters)
+    budget = Budget(usd_micros=10**9, calls=10**6)
+    accounts = [Account(run=name, budget=budget) for name in "ab"]
+    tree = Frontier(0, b"")
+
+    async def ours() -> None:
+        nonlocal tree
+        schema.check(arguments, "pay")
+        verdict = await chained.judge(replace(case))  # another action each time: nothing is known of it
+        assert verdict.kind == "allow"
+        assert room(accounts, Spend(calls=1), 1).refusal is None
+        codes = tuple(f"{item.code}:{item.rule}" for item in verdict.reasons)
+        record = AuditRecord(
+            kind="intended", at_ms=1, run="r", call=1, agent="payer", what="tool", name="pay", state="intended",
+            verdict="allow", codes=codes, policy=verdict.policy,
+        )  # fmt: skip
+        tree, _ = tree.append(leaf_hash(encode_record(record)))
+
+    bare = _bare(found, case)
+    own: list[float] = []
     theirs: list[float] = []
     for _ in range(ROUNDS):
         begin = time.perf_counter()
         for _ in range(DECISIONS):
-            await chained.judge(case)
-        ours.append((time.perf_counter() - begin) / DECISIONS * 1e6)
+            await ours()
+        own.append((time.perf_counter() - begin) / DECISIONS * 1e6)
         begin = time.perf_counter()
         for _ in range(DECISIONS):
             bare()
         theirs.append((time.perf_counter() - begin) / DECISIONS * 1e6)
     return {
-        "gates_us": median(ours),
+        "gates_us": median(own),
         "bare_us": median(theirs),
-        "ratio": median(a / b for a, b in zip(ours, theirs, strict=True)),
+        "ratio": median(a / b for a, b in zip(own, theirs, strict=True)),
     }
 
 
-def _bare(found: PolicySet, chain: Chain, arguments: dict[str, Any]) -> Any:
-    """The same decisions by Cedar alone: all fifty policies, everything parsed before."""
-    request = PolicyRequest(chain=chain, name="pay", arguments=arguments, at_ms=1)
+def _bare(found: PolicySet, case: Case) -> Any:
+    """The same decisions by Cedar alone: all fifty policies, everything parsed before, told the same."""
+    seen = None if case.memory is None else case.memory.seen
+    assert seen is not None
+    facts = seen.facts(case)
+    request = PolicyRequest(
+        chain=case.chain,
+        name="pay",
+        arguments=case.arguments,
+        at_ms=1,
+        labels=facts.labels,
+        sources=facts.sources,
+    )
     whole = cedarpy.PolicySet.from_str(policies())
     context = json.loads(found.context_of(request))
     asked = []
-    for principal in chain:
+    for principal in case.chain:
         one = {
             "principal": {"type": "Agent" if principal.kind == "agent" else "User", "id": principal.name},
             "action": {"type": "Action", "id": "pay"},
@@ -143,16 +212,7 @@ def _bare(found: PolicySet, chain: Chain, arguments: dict[str, Any]) -> Any:
 
 def conduct() -> dict[str, Any]:
     """Microseconds to judge and take in one action by twenty rules, after histories of three lengths."""
-    common = 'action="pay"\nthen="deny"\nreason="r"'
-    parts = []
-    for number in range(5):
-        parts += [
-            f'[[rule]]\nid="r{number}"\nkind="require"\nneeds="look"\n{common}',
-            f'[[rule]]\nid="c{number}"\nkind="count"\nmax=1000\nwithin="1m"\n{common}',
-            f'[[rule]]\nid="s{number}"\nkind="sum"\nof="cents"\nmax=1000000000\n{common}',
-            f'[[rule]]\nid="d{number}"\nkind="distinct"\nof="to"\nmax=100\n{common}',
-        ]
-    rules = ConductRules.load("\n".join(parts), ["pay", "look"])
+    rules = _rules()
     found: dict[str, Any] = {}
     for length in (10, 1_000, 100_000):
         state = State.fresh(rules)
@@ -218,7 +278,8 @@ async def backtest(folder: Path, runs: int) -> dict[str, Any]:
 async def measure() -> dict[str, Any]:
     """Everything."""
     found: dict[str, Any] = {"gates": await gates(), "conduct": conduct()}
-    plain, governed = [], []
+    plain: list[float] = []
+    governed: list[float] = []
     for _ in range(3):
         for kind, into in ((False, plain), (True, governed)):
             with tempfile.TemporaryDirectory(dir=".") as name:
@@ -237,7 +298,7 @@ def main() -> None:
     found = asyncio.run(measure())
     targets = (
         (
-            "all gates over the bare decisions of Cedar, 50 policies, chain of two",
+            "all gates, labels, 20 conduct rules, budget and audit leaf over the bare decisions of Cedar, 50 policies, chain of two",
             "at most 1.5x",
             f"{found['gates']['ratio']:.2f}x",
             found["gates"]["ratio"] <= 1.5,

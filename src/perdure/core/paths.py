@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ class TooLargeError(Exception):
     """Data is deeper or has more leaves than are looked at. It does not leave this room: it becomes a denial."""
 
 
+@lru_cache(maxsize=4_096)
 def parse(text: str) -> Path:
     """A path from its dotted form; the empty text is the whole."""
     return tuple(text.split(".")) if text else ()

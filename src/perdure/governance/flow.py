@@ -15,7 +15,7 @@ import msgspec
 
 from perdure.core import paths
 from perdure.core.errors import DefinitionError
-from perdure.core.flows import Sink, ToolFlow, check_paths
+from perdure.core.flows import TRUSTED_KINDS, Sink, ToolFlow, check_paths
 from perdure.core.labels import EVERYONE, UNKNOWN, UNTRUSTED, USER, Label, Labels, join, join_all
 from perdure.core.verdicts import ALLOW, Demand, Verdict, both, deny, hold
 from perdure.governance.flow_context import Context, Origin, shown
@@ -114,7 +114,8 @@ class FlowFacts:
     Attributes:
         labels: ``untrusted``, ``confidential``, ``secret``, ``made``; the first three also with the kind of sink before which they
             stand, such as ``untrusted.recipient``.
-        sources: where they come from; also with the kind of sink in front, such as ``recipient.tool:mail.read``.
+        sources: where they come from; where a sink usually takes only trusted values also with its kind in front, such as
+            ``recipient.tool:mail.read``.
     """
 
     labels: frozenset[str]
@@ -161,9 +162,10 @@ def facts_of(arguments: Sequence[Argument]) -> FlowFacts:
             labels |= {f"{name}.{item.kind}" for name in found}
         if item.origin.how == "made":
             labels.add("made")
-        sources.update(item.origin.label.sources)
-        if item.kind:
-            sources.update(f"{item.kind}.{name}" for name in item.origin.label.sources)
+        names = [name for name in item.origin.label.sources if not name.startswith("run:")]
+        sources.update(names)
+        if item.kind in TRUSTED_KINDS:
+            sources.update(f"{item.kind}.{name}" for name in names)
     return FlowFacts(frozenset(labels), frozenset(sources))
 
 

@@ -36,12 +36,14 @@ class Forms(msgspec.Struct, frozen=True, kw_only=True):
         folded: in lower case; for what does not depend on case.
         squeezed: in lower case without spaces and hyphens; for identifiers.
         numbers: as numbers are written.
+        stems: what these begin with, up to the first point or comma.
     """
 
     exact: str = ""
     folded: tuple[str, ...] = ()
     squeezed: str = ""
     numbers: tuple[str, ...] = ()
+    stems: tuple[str, ...] = ()
 
 
 class Text:
@@ -92,7 +94,7 @@ def forms(value: Any, *, is_amount: bool = False) -> Forms:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return Forms()
     if not isinstance(value, str):
-        return Forms(numbers=_numbers(repr(value)))
+        return _number_forms(Forms(), repr(value))
     text = written(value)
     if text is None or not value.strip():
         return Forms()
@@ -113,14 +115,24 @@ def _string_forms(exact: str, *, is_amount: bool) -> Forms:
             digits = sum(c.isdigit() for c in short)
             if IDENTIFIER_MIN <= len(short) <= IDENTIFIER_MAX and digits >= IDENTIFIER_DIGITS_MIN:
                 squeezed = short
-    return Forms(exact=exact, folded=folded, squeezed=squeezed, numbers=_numbers(exact) if is_amount else ())
+    found = Forms(exact=exact, folded=folded, squeezed=squeezed)
+    return _number_forms(found, exact) if is_amount else found
+
+
+def _number_forms(found: Forms, text: str) -> Forms:
+    numbers = _numbers(text)
+    stems = {re.split(r"[.,]", number, maxsplit=1)[0] for number in numbers}
+    return msgspec.structs.replace(found, numbers=numbers, stems=tuple(stems))
 
 
 def occurs(wanted: Forms, place: Text) -> bool:
     """Whether a value stands in a text, whole."""
     if wanted.exact and _occurs_exactly(wanted.exact, place.text):
         return True
-    if wanted.numbers and any(_occurs_number(number, place.text) for number in wanted.numbers):
+    # All forms of a number begin with one of its stems, and most texts have none of them.
+    if any(stem in place.text for stem in wanted.stems) and any(
+        _occurs_number(number, place.text) for number in wanted.numbers
+    ):
         return True
     if wanted.folded and any(_occurs_exactly(text, place.lower) for text in wanted.folded):
         return True

@@ -197,7 +197,7 @@ class PolicySet:
         if request.budget_left_usd_micros is not None:
             governance["budget_left_usd_micros"] = request.budget_left_usd_micros
         arguments = {} if request.is_model else fitted(dict(request.arguments), self._inputs[request.name])
-        return json.dumps({"governance": governance, "input": arguments})
+        return msgspec.json.encode({"governance": governance, "input": arguments}).decode()
 
     def slice_of(self, action: str) -> Any:
         """The policies that can be about an action: fewer are quicker, and the decision is the same."""
