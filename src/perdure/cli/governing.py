@@ -156,17 +156,14 @@ def _plan(out: Out, made: UndoPlan) -> None:
         return
     if not made.steps:
         raise UsageError(f"run `{made.run}` did nothing of that kind with tools")
+    heads = ("action", "tool", "can", "until", "why")
     table = [
-        [
-            step.action,
-            step.name,
-            step.how,
-            views.when(step.until_ms) if step.until_ms else "",
-            step.why,
-            step.derived,
-        ]
+        [step.action, step.name, step.how, views.when(step.until_ms) if step.until_ms else "", step.why]
         for step in made.steps
     ]
-    out.table(("action", "tool", "can", "until", "why", "derives by"), table, empty="")
+    if any(step.derived for step in made.steps):
+        heads = (*heads, "derives by")
+        table = [[*row, step.derived] for row, step in zip(table, made.steps, strict=True)]
+    out.table(heads, table, empty="")
     if not made.is_complete:
         out.note("the run is so long that not everything that derives from the source is known")
