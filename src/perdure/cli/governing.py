@@ -156,7 +156,7 @@ def _plan(out: Out, made: UndoPlan) -> None:
         return
     if not made.steps:
         raise UsageError(f"run `{made.run}` did nothing of that kind with tools")
-    heads = ("action", "tool", "can", "until", "why")
+    heads: tuple[str, ...] = ("action", "tool", "can", "until", "why")
     table = [
         [step.action, step.name, step.how, views.when(step.until_ms) if step.until_ms else "", step.why]
         for step in made.steps
