@@ -10,8 +10,12 @@ import pytest
 
 from perdure import Run, Runtime, agent, tool
 from perdure.core.errors import RefusedError
+from perdure.core.verdicts import ALLOW, Verdict, hold
+from perdure.gateway.gates.case import Case
 from perdure.governance.conduct_errors import ConductInvalidError
 from perdure.governance.conduct_rules import Rules as ConductRules
+from perdure.governance.grants import sign
+from perdure.governance.keys import private_key, public_record
 from perdure.runtime.rulebook import Rules
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "policies" / "conduct.toml"
@@ -124,6 +128,31 @@ async def test_what_was_done_before_a_restart_counts(tmp_path: Path) -> None:
 async def test_actions_side_by_side_cannot_overtake_each_other(tmp_path: Path) -> None:
     async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=rules(tmp_path, COUNT)) as runtime:
         assert await (await runtime.start("crowd")).result() == 3
+        assert len(sent) == 3
+
+
+class SlowHold:
+    """Holds every payment, and takes its time to say so again when one is released."""
+
+    async def judge(self, case: Case) -> Verdict:
+        if case.is_release:
+            await asyncio.sleep(0.05)
+        return hold("all", "every payment is looked at") if case.name == "pay" else ALLOW
+
+
+async def test_held_actions_that_are_released_at_once_cannot_overtake_each_other(tmp_path: Path) -> None:
+    key = private_key(bytes(range(32)))
+    chosen = Rules(conduct=rules(tmp_path, COUNT).conduct, gates=[SlowHold()])
+    async with Runtime.open(tmp_path / "d", agents=AGENTS, rules=chosen) as runtime:
+        await runtime.keys.register([public_record(key, "anna", ["approver"], 1)], by="test")
+        handle = await runtime.start("crowd")
+        async with asyncio.timeout(5):
+            while len(pending := runtime.approvals.pending()) < 8:
+                await asyncio.sleep(0.01)
+        for item in pending:
+            statement = runtime.approvals.statement(item.record.key, "approve")
+            await runtime.approvals.submit(item.record.key, sign(statement, key))
+        assert await handle.result(10) == 3
         assert len(sent) == 3
 
 

@@ -119,12 +119,7 @@ class Gateway:
 
             return await seat.write(make)
 
-        if seat.memory is None:
-            entry = await judged()
-        else:  # what gates remember must hold each action of the run before the next is judged
-            async with seat.memory.lock:
-                entry = await judged()
-                seat.memory.see_ahead(entry, seat.bytes_of)
+        entry = await _in_turn(seat, judged)
         self._warn(seat, warnings)
         return entry
 
@@ -141,15 +136,19 @@ class Gateway:
         if changed is not None:
             act.request, act.is_changed = changed, True
             act.stored, _ = self.redactor.clean(changed)
-        verdict = self._fitting(act)
-        if not verdict.is_deny:
-            verdict = await self._looked(seat, act, await governance.judge(seat, act, is_release=True))
-        claim = governance.claim(seat, act, asked, verdict.policy)
-        return await seat.write(
-            lambda tx, position: intents.release(
-                tx, position, seat, act, self.payload_bytes_max, verdict, governance, claim
+
+        async def judged() -> e.CallEntry:
+            verdict = self._fitting(act)
+            if not verdict.is_deny:
+                verdict = await self._looked(seat, act, await governance.judge(seat, act, is_release=True))
+            claim = governance.claim(seat, act, asked, verdict.policy)
+            return await seat.write(
+                lambda tx, position: intents.release(
+                    tx, position, seat, act, self.payload_bytes_max, verdict, governance, claim
+                )
             )
-        )
+
+        return await _in_turn(seat, judged)
 
     def _fitting(self, act: Act) -> Verdict:
         """Whether arguments that an approver has changed fit the tool."""
@@ -370,6 +369,16 @@ class Gateway:
                 return await self.drain(act, answer, lambda *_: None, seat.now_ms())
         except PerdureError as error:
             return lost(error)
+
+
+async def _in_turn(seat: Seat, judged: Callable[[], Awaitable[e.CallEntry]]) -> e.CallEntry:
+    """Judge and record one action of a run: what gates remember must hold it before the next one is judged."""
+    if seat.memory is None:
+        return await judged()
+    async with seat.memory.lock:
+        entry = await judged()
+        seat.memory.see_ahead(entry, seat.bytes_of)
+    return entry
 
 
 def lost(error: PerdureError) -> Outcome:
