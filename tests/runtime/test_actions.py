@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from perdure.core.errors import (
     AgentFailedError,
     ArgumentsInvalidError,
     BudgetExhaustedError,
+    ToolDoubtfulError,
     ToolFailedError,
     ToolUnknownError,
 )
@@ -260,6 +262,38 @@ async def test_a_crash_in_an_opaque_tool_leaves_one_doubtful_action(
     assert log.read_text() == "5\n" * charges
     async with Runtime.open(data, beside=True) as runtime:
         assert runtime.actions.waiting() == []
+
+
+@tool
+async def mute() -> dict[str, str]:
+    """Never answers."""
+    raise ToolDoubtfulError("the connection broke")
+
+
+@agent("asker", tools=[mute])
+async def asker(run: Run) -> Any:
+    return await run.act(mute)
+
+
+@pytest.mark.parametrize(
+    ("stated", "returned"),
+    [
+        ({"receipt": "r-7"}, {"receipt": "r-7"}),
+        ({"value": 7, "unit": "EUR"}, {"value": 7, "unit": "EUR"}),
+        ({"value": 7}, 7),
+        ({}, {}),
+        ([1], [1]),
+        (None, None),
+    ],
+)
+async def test_what_a_person_says_a_tool_returned_is_what_the_agent_gets(
+    tmp_path: Path, stated: Any, returned: Any
+) -> None:
+    async with Runtime.open(tmp_path, agents=[asker]) as runtime:
+        handle = await runtime.start("asker")
+        await _until(runtime.actions.waiting)
+        await runtime.actions.settle(f"{handle.id}/1", "happened", by="ann", result=stated)
+        assert await handle.result() == returned
 
 
 async def _until(condition, within_s: float = 10.0) -> None:

@@ -17,6 +17,7 @@ from perdure.core.errors import (
     invariant,
 )
 from perdure.core.values import Payload, pack
+from perdure.gateway.outputs import stated
 from perdure.gateway.records import note
 from perdure.gateway.seat import Blobs, Outcome
 from perdure.kernel.actions import event_for, transition
@@ -128,7 +129,7 @@ def rule(
     common: dict[str, Any] = {**position, "call": call, "name": row.name, "digest": digest}
     match row.state, ruling.decision:
         case S.UNKNOWN, "happened":
-            data = msgspec.json.encode(ruling.result)
+            data = stated(ruling.result) if row.what == "tool" else msgspec.json.encode(ruling.result)
             spent = Spend(calls=1, unpriced=1 if row.reserved.unpriced or row.what == "model" else 0)
             outcome = Outcome(S.SUCCEEDED, spent, result=data, decided_by=by)
             return conclude(tx, position, run_id, call, digest, outcome, limit)

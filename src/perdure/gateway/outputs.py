@@ -49,6 +49,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return ToolOutput(value=self.value, content=self.content, is_error=self.is_error)
 
 
+_SHAPE = frozenset({"value", "content", "is_error"})  # of an output that a person gives whole
 _exchange = msgspec.json.Decoder(Exchange).decode
 _kept = msgspec.json.Decoder(Kept).decode
 
@@ -74,6 +75,15 @@ def read_kept(data: bytes | msgspec.Raw) -> Kept:
         return _kept(data)
     except msgspec.ValidationError:
         return Kept(value=msgspec.json.decode(data))
+
+
+def stated(result: Any) -> bytes:
+    """What a person says that a tool returned, as :func:`bounded` would have written it.
+
+    An object with ``value``, ``content`` or ``is_error`` and nothing else is the whole output; anything else is its value.
+    """
+    is_whole = isinstance(result, dict) and bool(result) and result.keys() <= _SHAPE
+    return _encode(result if is_whole else {"value": result})
 
 
 def bounded(output: ToolOutput, limit: int, redactor: Redactor) -> tuple[bytes, dict[str, bytes]]:
