@@ -30,8 +30,10 @@ check: .venv/.dev  ## format, lint, types, rooms, tidy and docs
 sim: .venv/.dev  ## 200 simulated worlds (ARGS="--seeds 5000" for more)
 	@$(PY) -m perdure.testing.simulate --seeds 200 $(ARGS)
 
-torture: .venv/.dev  ## kill -9 of real workers at every journal boundary and at random
+KILLS := 10000
+torture: .venv/.dev  ## kill -9 of real workers at every journal boundary, and 10,000 times at random under governance (KILLS=1000 for less)
 	@$(PY) -m perdure.testing.torture $(ARGS)
+	@$(PY) -m bench.torture --kills $(KILLS)
 
 bench: .venv/.bench  ## figures and rivals, side by side in one run
 	@$(PY) -m bench $(ARGS)

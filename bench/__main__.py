@@ -13,8 +13,10 @@ from rich.console import Console
 from bench import measures, report, targets
 from bench.plan import FULL, QUICK
 from bench.subjects import TABLE
+from bench.torture import __main__ as torture
 
 GATEWAY = "gateway"  # no subject: it is compared with a proxy of its own
+TORTURE = "torture"  # no subject either: kills, not figures; alone, and only if it is asked for
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -22,9 +24,14 @@ def main() -> int:
     """Zero also when targets are missed: the tables say so; a benchmark is no test."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round, small sizes; not for quoting")
-    parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join((*TABLE, GATEWAY))}")
+    parser.add_argument(
+        "--only", metavar="NAMES", help=f"some of {','.join((*TABLE, GATEWAY))}, or {TORTURE}"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON and the picture go")
+    parser.add_argument("--kills", type=int, default=torture.KILLS, help="with --only torture")
     chosen = parser.parse_args()
+    if chosen.only == TORTURE:
+        return torture.run(chosen.kills, out=chosen.out)
     offered = (*TABLE, GATEWAY)
     asked = offered if chosen.only is None else tuple(chosen.only.split(","))
     names = [name for name in TABLE if name in asked]
