@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perdure import Run, Runtime, agent, tool
+from perdure import Budget, Run, Runtime, agent, tool
 from perdure.core import entries as e
 from perdure.core.actions import ActionState
 from perdure.core.approvals import GrantRecord
@@ -20,6 +20,7 @@ from perdure.core.errors import (
     ActionUnknownError,
     ApprovalExpiredError,
     ApprovalRejectedError,
+    BudgetExhaustedError,
     UsageError,
 )
 from perdure.core.principals import Principal
@@ -308,7 +309,32 @@ async def test_a_rule_that_changed_meanwhile_is_the_one_that_counts(tmp_path: Pa
             await handle.result()
         [grant] = runtime.store.read(lambda tx: tx.grants(handle.id, 1))
         assert grant.used_ms is None, "what was denied uses no grant up"
+        told = runtime.audit.records(pending.record.key)[-1].record
+        assert (told.kind, told.verdict, told.codes) == ("judged", "deny", ("too-much:limit",))
         assert sent == []
+
+
+@agent("poor", tools=[pay], budget=Budget(calls=1))
+async def poor(run: Run) -> Any:
+    await run.gather(run.act(pay, to="acme", cents=2_000), run.act(pay, to="acme", cents=10))
+
+
+async def test_what_is_released_over_its_budget_is_refused_as_the_budget_says(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path, agents=[poor], rules=Rules(gates=[Limit()])) as runtime:
+        await runtime.keys.register([public_record(KEYS["anna"], "anna", ["finance"], 1)], by="test")
+        handle = await runtime.start("poor")
+        pending = await held(runtime)
+        async with asyncio.timeout(5):
+            while not sent:
+                await asyncio.sleep(0.01)
+        await runtime.approvals.submit(pending.record.key, token(runtime, pending, "anna"))
+        with pytest.raises(Exception, match="budget"):
+            await handle.result(5)
+        view = runtime.actions.show(pending.record.key)
+        assert (view.record.state, view.error.code) == (ActionState.REFUSED, BudgetExhaustedError.code)  # type: ignore[union-attr]
+        [grant] = runtime.store.read(lambda tx: tx.grants(handle.id, pending.record.call))
+        assert grant.used_ms is None
+        assert sent == [("acme", 10)]
 
 
 async def test_expiry_denies_and_a_late_decision_does_nothing(tmp_path: Path) -> None:

@@ -265,10 +265,11 @@ def release(
     if act.asked:
         verdict = msgspec.structs.replace(verdict, demands=_escalated(verdict.demands, act.asked))
     common = _common(position, act)
-    if verdict.is_deny:
-        refused = Outcome(S.REFUSED, NOTHING, error=refusal_of(verdict))
-        return conclude(tx, position, seat.run_id, act.call, act.digest, refused, limit)
     room = judge(accounts, act.estimate, now_ms)
+    refusal = refusal_of(verdict) if verdict.is_deny else None if room.holds else room.refusal
+    if refusal is not None:
+        refused = Outcome(S.REFUSED, NOTHING, error=refusal)
+        return conclude(tx, position, seat.run_id, act.call, act.digest, refused, limit, verdict)
     if room.refusal is not None:
         note(tx, change(tx, row, S.HELD, code=room.refusal.code), now_ms, policy=verdict.policy)
         return _held(common, act, payload, room.refusal, verdict), blobs

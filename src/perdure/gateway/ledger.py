@@ -17,6 +17,7 @@ from perdure.core.errors import (
     invariant,
 )
 from perdure.core.values import Payload, pack
+from perdure.core.verdicts import ALLOW, Verdict
 from perdure.gateway.outputs import stated
 from perdure.gateway.records import note
 from perdure.gateway.seat import Blobs, Outcome
@@ -63,8 +64,9 @@ def conclude(
     digest: str,
     outcome: Outcome,
     limit: int,
+    verdict: Verdict = ALLOW,
 ) -> tuple[e.CallEntry, Blobs]:
-    """Record an outcome, give back what was reserved, book what was spent."""
+    """Record an outcome, give back what was reserved, book what was spent; ``verdict`` is what refused a held action."""
     row = found(tx, run_id, call)
     result: Payload | None = None
     blobs = dict(outcome.blobs)
@@ -102,7 +104,7 @@ def conclude(
         upstream=outcome.upstream,
         code=outcome.error.code if outcome.error else "",
     )
-    note(tx, ended, position["at_ms"], by=outcome.decided_by)
+    note(tx, ended, position["at_ms"], by=outcome.decided_by, reasons=verdict.reasons, policy=verdict.policy)
     entry = e.ActionEnded(
         **common,
         state=outcome.state,
