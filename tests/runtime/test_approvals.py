@@ -222,6 +222,22 @@ async def test_a_quorum_of_persons(tmp_path: Path) -> None:
         assert await handle.result() == "paid 2000 to acme"
 
 
+@agent("wordy", tools=[pay])
+async def wordy(run: Run) -> Any:
+    return await run.act(pay, to="a" * 100_000, cents=2_000)
+
+
+async def test_arguments_that_are_kept_as_a_blob_are_approved_like_others(tmp_path: Path) -> None:
+    async with Runtime.open(tmp_path, agents=[wordy], rules=Rules(gates=[Limit()])) as runtime:
+        await runtime.keys.register([public_record(KEYS["anna"], "anna", ["finance"], 1)], by="test")
+        handle = await runtime.start("wordy")
+        pending = await held(runtime)
+        assert (
+            await runtime.approvals.submit(pending.record.key, token(runtime, pending, "anna"))
+        ).state == "released"
+        assert await handle.result(5) == f"paid 2000 to {'a' * 100_000}"
+
+
 async def test_who_asks_does_not_approve(tmp_path: Path) -> None:
     async with opened(tmp_path) as runtime:
         await runtime.start("clerk", 2_000, principals=[Principal(kind="user", name="anna")])

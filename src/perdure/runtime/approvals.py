@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from perdure.core import entries as e
-from perdure.core.actions import ActionRecord, ActionState
+from perdure.core.actions import ActionFilter, ActionRecord, ActionState
 from perdure.core.approvals import GrantRecord, KeyRecord
 from perdure.core.audit import AuditRecord
 from perdure.core.errors import ActionUnknownError, UsageError
@@ -80,8 +80,15 @@ class Approvals:
     # -- looking
     def pending(self, limit: int = 1_000) -> list[Pending]:
         """What waits for a grant, the oldest first."""
-        rows = self._runtime.actions.rows(state=ActionState.HELD, limit=limit)
-        return [self.show(row.key) for row in reversed(rows) if row.code == ledger.APPROVAL_NEEDED]
+
+        def work(
+            tx: Transaction,
+        ) -> list[Pending]:  # one view: whoever drives the runs may move them on meanwhile
+            rows = tx.actions(ActionFilter(state=(ActionState.HELD,), limit=limit))
+            waiting = [row for row in reversed(rows) if row.code == ledger.APPROVAL_NEEDED]
+            return [self._pending(tx, row.run, row.call) for row in waiting]
+
+        return self._runtime.store.read(work)
 
     def show(self, action: str) -> Pending:
         """One held action.
@@ -105,10 +112,10 @@ class Approvals:
         last = held[-1]
         started = tx.journal(run, 0, 1)[0]
         chain = (Principal(kind="agent", name=row.agent, run=run), *getattr(started, "principals", ()))
+        asked = tx.blob(last.request.blob) if last.request.blob else bytes(last.request.inline)
         claim = claim_of(
-            run, call, row.name, tool_digest=last.tool, arguments=self._runtime.bytes_of(last.request), chain=chain,
-            policy=last.policy,
-        )  # fmt: skip
+            run, call, row.name, tool_digest=last.tool, arguments=asked, chain=chain, policy=last.policy
+        )
         return Pending(
             record=row,
             claim=claim,
