@@ -227,7 +227,9 @@ def test_a_tool_that_declares_nothing_cannot_have_an_undo() -> None:
 @tool(effect="read")
 async def read_note(name: str) -> dict[str, str]:
     """Read a note."""
-    return {"clean": "box-1", "poisoned": "box-666"} if name == "both" else {"text": f"{name} says box-{name}"}
+    return (
+        {"clean": "box-1", "poisoned": "box-666"} if name == "both" else {"text": f"{name} says box-{name}"}
+    )
 
 
 @agent("curious", tools=[put, read_note, book])
