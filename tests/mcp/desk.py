@@ -138,8 +138,14 @@ class Desk:
         ]
 
     async def use(
-        self, name: str, arguments: dict[str, Any], *, progress: Progress | None = None
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        *,
+        progress: Progress | None = None,
+        confidence: int | None = None,
     ) -> ToolOutput:
+        del confidence
         self.used.append((name, arguments))
         if name in SIMPLE:
             return SIMPLE[name]

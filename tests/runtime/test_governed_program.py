@@ -119,3 +119,23 @@ async def test_containment_and_the_kill_switch_reach_a_program(tmp_path: Path) -
         report = await runtime.containment.kill("agent:payer", by="anna", reason="enough")
         assert (report.runs, report.not_stopped) == ((handle.id,), ())
         assert sent == [5]
+
+
+async def test_a_program_that_says_it_is_not_sure_is_asked_about(tmp_path: Path) -> None:
+    text = PROGRAM.replace(
+        '"arguments": arguments}', '"arguments": arguments, "_meta": {"dev.perdure/confidence": 30}}'
+    )
+    (tmp_path / "program.py").write_text(text.replace("cents=2000", "cents=6"))
+    payer = process("payer", [sys.executable, str(tmp_path / "program.py")], tools=[pay], hold=0.5)
+    async with Runtime.open(tmp_path / "data", agents=[payer], rules=Rules(confidence_min=60)) as runtime:
+        await runtime.keys.register([public_record(ANNA, "anna", ["approver"], 1)], by="t")
+        handle = await runtime.start("payer", "go")
+        for _ in range(2):
+            pending = await held(runtime)
+            assert "confidence is 30 percent" in pending.shown
+            statement = runtime.approvals.statement(pending.record.key, "approve")
+            await runtime.approvals.submit(pending.record.key, sign(statement, ANNA))
+            async with asyncio.timeout(20):
+                while any(item.record.key == pending.record.key for item in runtime.approvals.pending()):
+                    await asyncio.sleep(0.02)
+        assert await handle.result(20) == "paid 5; paid 6"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perdure import Run, Runtime, agent, tool
+from perdure import Budget, Run, Runtime, agent, tool
 from perdure.core import entries as e
 from perdure.core.errors import ActionDeniedError, DefinitionError
 from perdure.core.principals import Principal
@@ -223,3 +223,24 @@ def test_the_configuration_names_them(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DefinitionError):
             world_from(path, {}, LocalSecrets.default(tmp_path))
+
+
+BUDGET = """
+@id("read") permit (principal, action in Action::"read", resource);
+@id("rich") permit (principal, action == Action::"pay", resource)
+when { if context.governance has budget_left_usd_micros then context.governance.budget_left_usd_micros > 1000000 else true };
+@id("poor") @hold("finance") permit (principal, action == Action::"pay", resource)
+when { context.governance has budget_left_usd_micros && context.governance.budget_left_usd_micros <= 1000000 };
+"""
+
+
+async def test_policies_see_what_is_left_of_the_budget(tmp_path: Path) -> None:
+    rules = Rules(policies=folder(tmp_path, BUDGET))
+    async with Runtime.open(tmp_path / "data", agents=AGENTS, rules=rules) as runtime:
+        assert await result(runtime, 5) == "paid"
+        assert await result(runtime, 5, budget=Budget(usd_micros=2_000_000)) == "paid"
+        handle = await runtime.start("clerk", 5, budget=Budget(usd_micros=500_000))
+        async with asyncio.timeout(10):
+            while not runtime.approvals.pending():
+                await asyncio.sleep(0.01)
+        await handle.cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -67,6 +67,16 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 ALLOW = Verdict()
+TIERS = (
+    "none",
+    "process",
+    "namespace",
+    "gvisor",
+    "microvm",
+    "remote",
+)  # of sandboxes, each a stronger wall than before it
+CONTAINED = ("watch", "restrict")
+STRONGER: Mapping[str, tuple[str, ...]] = {"sandbox": TIERS, "contain": CONTAINED}
 
 
 def deny(code: str, message: str, rule: str = "") -> Verdict:
@@ -91,6 +101,29 @@ def both(first: Verdict, second: Verdict) -> Verdict:
         reasons=first.reasons + second.reasons,
         demands=demands if kind == "hold" else (),
         arguments=second.arguments or first.arguments,
-        obligations={**first.obligations, **second.obligations},
+        obligations=all_obligations((first.obligations, second.obligations)),
         policy=first.policy or second.policy,
     )
+
+
+def all_obligations(asked: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """What several ask for together, in whatever order: the strongest ``sandbox`` and ``contain``; of the others every part.
+
+    Parts are joined by ``", "``, sorted. What is not known to be weaker counts as the strongest: nothing is lost to a misspelling.
+    """
+    found: dict[str, set[str]] = {}
+    for one in asked:
+        for name, value in one.items():
+            parts = {value} if name in STRONGER else {item.strip() for item in value.split(",")} - {""}
+            found.setdefault(name, set()).update(parts)
+    return {
+        name: max(values, key=lambda value: _strength(name, value))
+        if name in STRONGER
+        else ", ".join(sorted(values))
+        for name, values in found.items()
+    }
+
+
+def _strength(name: str, value: str) -> tuple[int, str]:
+    order = STRONGER[name]
+    return (order.index(value) if value in order else len(order), value)

@@ -149,4 +149,5 @@ def case_of(seat: Seat, act: Act, *, is_release: bool = False) -> Case:
         memory=seat.memory,
         body=b"" if is_tool else act.request,
         is_release=is_release,
+        budget_left=seat.budget_left,
     )

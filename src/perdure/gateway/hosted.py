@@ -178,9 +178,10 @@ class Attempt:
             await self.seat.pin(digests(tools))
 
     async def use(
-        self, name: str, arguments: dict[str, Any], *, progress: Progress | None = None
-    ) -> ToolOutput:
-        """Use a tool, or answer from the journal.
+        self, name: str, arguments: dict[str, Any], *, progress: Progress | None = None,
+        confidence: int | None = None,
+    ) -> ToolOutput:  # fmt: skip
+        """Use a tool, or answer from the journal; ``confidence`` is in percent, if the program has said so.
 
         Raises:
             ToolUnknownError, ToolChangedError, ArgumentsInvalidError, BudgetExhaustedError, DivergedError: nothing was sent.
@@ -207,6 +208,7 @@ class Attempt:
                 attempt=self.number,
                 identity=identity,
                 tool=tool,
+                confidence=confidence,
             )
             hold = await self._diverged("tool", arguments)
             known = self._adopt(act)

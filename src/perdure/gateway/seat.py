@@ -60,6 +60,10 @@ class Seat(Protocol):
         """The time of day."""
         ...
 
+    def budget_left(self) -> int | None:
+        """What is left of the tightest budget of money of the run and those above it, in millionths of a dollar."""
+        ...
+
     async def write(self, make: Make) -> CallEntry:
         """Record what ``make`` returns at the run's next position, in one transaction with what it writes.
 

@@ -94,6 +94,7 @@ class PolicySet:
         self.policies = {policy.id: policy for policy in policies}
         self.tools = tools
         self.digest = digest
+        self.asks_for_budget = any("budget_left_usd_micros" in str(policy.data) for policy in policies)
         self._schema = schema
         self._slices: dict[str, Any] = {}
         self._inputs = {

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from perdure.core.verdicts import HOLD_MS, Demand
+from perdure.core.verdicts import HOLD_MS, TIERS, Demand, all_obligations
 from perdure.governance.policy_errors import PolicyInvalidError
 
 OBLIGATIONS = ("sandbox", "redact", "limit")
 HOLD_DETAILS = ("quorum", "deadline", "escalate")  # say something about a `@hold`, and nothing without one
 ANNOTATIONS = frozenset(("id", "hold", "reason", *HOLD_DETAILS, *OBLIGATIONS))
-TIERS = ("none", "process", "namespace", "gvisor", "microvm", "remote")  # each a stronger wall than before it
 QUORUM_MAX = 16  # as many as a grant can have signatures
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -61,16 +60,7 @@ def obligations_of(deciding: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
     The strongest ``sandbox`` wins. Every ``redact`` and every ``limit`` counts: they are joined by ``", "``, sorted.
     """
-    found: dict[str, set[str]] = {}
-    for asked in deciding:
-        for name in OBLIGATIONS:
-            if name in asked:
-                parts = (asked[name],) if name == "sandbox" else _listed(asked[name])
-                found.setdefault(name, set()).update(parts)
-    return {
-        name: max(values, key=TIERS.index) if name == "sandbox" else ", ".join(sorted(values))
-        for name, values in found.items()
-    }
+    return all_obligations({name: asked[name] for name in OBLIGATIONS if name in asked} for asked in deciding)
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -34,9 +34,14 @@ class Caller(Protocol):
         ...
 
     async def use(
-        self, name: str, arguments: dict[str, Any], *, progress: Progress | None = None
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        *,
+        progress: Progress | None = None,
+        confidence: int | None = None,
     ) -> ToolOutput:
-        """Use a tool.
+        """Use a tool; ``confidence`` is in percent, if the program has said so.
 
         Raises:
             PerdureError: it was refused, or failed.
@@ -129,6 +134,7 @@ class Calls:
         name: str,
         arguments: dict[str, Any],
         within: AbstractContextManager[Any] | None = None,
+        confidence: int | None = None,
     ) -> Call:
         """Begin a use. It goes on when the client is gone: what it does is journaled and cannot be taken back.
 
@@ -137,6 +143,7 @@ class Calls:
             name: of the tool.
             arguments: for it.
             within: entered while the use begins, such as the span that it belongs to.
+            confidence: how sure the program is, in percent, if it has said so.
 
         Raises:
             Fault: too many are under way.
@@ -147,7 +154,7 @@ class Calls:
             )
         call = Call(caller)
         with within or nullcontext():
-            self._own(self._use(call, name, arguments))
+            self._own(self._use(call, name, arguments, confidence))
         return call
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
@@ -155,10 +162,10 @@ class Calls:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _use(self, call: Call, name: str, arguments: dict[str, Any]) -> None:
+    async def _use(self, call: Call, name: str, arguments: dict[str, Any], confidence: int | None) -> None:
         try:
             outcome: dict[str, Any] | Fault = answered(
-                await call.caller.use(name, arguments, progress=call.tell)
+                await call.caller.use(name, arguments, progress=call.tell, confidence=confidence)
             )
         except PerdureError as error:
             outcome = failed(error)

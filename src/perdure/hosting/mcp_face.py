@@ -194,7 +194,7 @@ class McpFace:
         meta = envelope.meta_of(ask.params)
         trace = wire.trace_of(meta, ask.headers)
         within = self._trace(trace) if self._trace is not None and trace else None
-        call = self.calls.start(ask.caller, name, arguments, within)
+        call = self.calls.start(ask.caller, name, arguments, within, wire.confidence_of(meta))
         if ask.is_modern and envelope.has_tasks(ask.capabilities):
             if not await _ends(call, self._task_after_ms):
                 task = self.calls.keep(call)

@@ -19,12 +19,14 @@ HANDSHAKES = ("2025-11-25", "2025-06-18", "2025-03-26")  # the newest first: it 
 TASKS = "io.modelcontextprotocol/tasks"
 META_VERSION = "io.modelcontextprotocol/protocolVersion"
 META_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
+META_CONFIDENCE = "dev.perdure/confidence"
 META_SERVER = "io.modelcontextprotocol/serverInfo"
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
+PERCENT_MAX = 100
 INTERNAL_ERROR = -32603
 HEADER_MISMATCH = -32020
 CAPABILITY_MISSING = -32021
@@ -134,6 +136,20 @@ def failed(error: PerdureError) -> dict[str, Any] | Fault:
         "isError": True,
         "_meta": {"dev.perdure/error": {"code": error.code}},
     }
+
+
+def confidence_of(meta: Mapping[str, Any]) -> int | None:
+    """How sure the program is, in percent, if it says so: it can only make the gates stricter.
+
+    Raises:
+        Fault: it is no percentage.
+    """
+    value = meta.get(META_CONFIDENCE)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= PERCENT_MAX:
+        raise Fault(INVALID_PARAMS, f"expected `{META_CONFIDENCE}` to be a whole number from 0 to 100")
+    return value
 
 
 def trace_of(meta: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,16 @@ class Room:
     warnings: tuple[str, ...] = ()
 
 
+def usd_micros_left(chain: Sequence[Account]) -> int | None:
+    """What is left of the tightest budget of money, in millionths of a dollar; ``None`` if there is none."""
+    left = [
+        account.budget.usd_micros - account.spent.usd_micros - account.reserved.usd_micros
+        for account in chain
+        if account.budget is not None and account.budget.usd_micros is not None
+    ]
+    return min(left, default=None)
+
+
 def judge(chain: Sequence[Account], estimate: Spend, now_ms: int) -> Room:
     """Whether ``estimate`` may be reserved in each account: the run's own and those of the runs above it.
 

@@ -40,6 +40,10 @@ class ReplaySeat:
         """The time of day."""
         return self._runtime.now_ms()
 
+    def budget_left(self) -> int | None:
+        """None: nothing is judged in a replay."""
+        return None
+
     async def write(self, make: Make) -> e.CallEntry:  # noqa: ARG002
         """Never: nothing is recorded."""
         raise self._new()

@@ -18,6 +18,7 @@ from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.waits import position, record
 from perdure.gateway.memory import RunMemory
 from perdure.gateway.seat import Act, Make
+from perdure.kernel.budget import usd_micros_left
 from perdure.ports import Transaction
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class HostSeat:
     def now_ms(self) -> int:
         """The time of day."""
         return self._worker.wall_ms()
+
+    def budget_left(self) -> int | None:
+        """What is left of the tightest budget of money."""
+        return usd_micros_left(self._worker.engine.store.read(lambda tx: tx.accounts(self._host.run_id)))
 
     async def write(self, make: Make) -> e.CallEntry:
         """Record an entry with what ``make`` writes."""

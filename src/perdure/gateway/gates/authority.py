@@ -51,5 +51,6 @@ class AuthorityGate:
                 sources=frozenset() if flow is None else flow.sources,
                 approved=case.is_release,
                 confidence=case.confidence,
+                budget_left_usd_micros=case.budget_left() if policies.asks_for_budget else None,
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +11,10 @@ from perdure.core.principals import Chain, Risk
 from perdure.core.tools import ToolSpec
 from perdure.core.verdicts import Verdict
 from perdure.gateway.memory import RunMemory
+
+
+def _no_budget() -> int | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,7 @@ class Case:
         memory: what the run has seen and done.
         body: of a model request.
         is_release: it was held and is judged again.
+        budget_left: what is left of the tightest budget of money above it, in millionths of a dollar; ``None`` if there is none.
     """
 
     run: str
@@ -47,6 +53,7 @@ class Case:
     memory: RunMemory | None = None
     body: bytes = b""
     is_release: bool = False
+    budget_left: Callable[[], int | None] = _no_budget
 
     @property
     def effect(self) -> str:
