@@ -16,6 +16,7 @@ import pytest
 
 from perdure.governance import verify_file
 from tests.cli.conftest import Cli
+from tests.governance.authenticator import PARTY, Authenticator
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
 
@@ -115,6 +116,44 @@ def test_a_rejection_and_other_arguments(shop: Cli) -> None:
         "approvals", "approve", action, "--arguments", '{"order": "A1", "cents": 6000}', PERDURE_KEY=key(shop)
     )
     assert ended(process)[1]["result"] == "refunded 6000 for A1"
+
+
+def test_a_passkey_by_files(shop: Cli) -> None:
+    """The page is played by the test: files in, files out."""
+    pytest.importorskip("webauthn")
+    device = Authenticator("es256", "carol")
+
+    def page(name: str, text: str) -> str:
+        (shop.folder / name).write_text(text)
+        return name
+
+    invited = json.loads(
+        shop.ok("keys", "invite", "--person", "carol", "--role", "finance", "--rp-id", PARTY.id)
+    )
+    made = page("made.json", device.create(invited["publicKey"]))
+    [row] = lines(shop, "keys", "passkey", "--from-file", made)
+    assert (row["person"], row["kind"]) == ("carol", "passkey")
+    assert shop("keys", "passkey", "--from-file", made).returncode == 2, "an invitation counts once"
+    assert "passkey" in shop.ok("keys", "list")
+    process = started(shop, 90_000)
+    action = pending(shop)["action"]
+    text = shop.ok("approvals", "ask", action, "--reason", "fine")
+    asked, options = page("asked.json", text), json.loads(text)["publicKey"]
+    assert "cents = 90000" in json.loads(text)["shown"]
+    forged = page("forged.json", device.answer(options, origin="https://evil.example"))
+    refused = shop("approvals", "submit", action, "--from-file", forged, "--asked", asked)
+    assert (refused.returncode, "grant-signature-invalid" in refused.stderr) == (3, True)
+    signed = page("signed.json", device.answer(options))
+    assert shop("approvals", "submit", action, "--from-file", signed).returncode == 3, (
+        "what was asked is missing"
+    )
+    assert shop("approvals", "submit", action, "--from-file", signed, "--asked", signed).returncode == 2
+    [told] = lines(shop, "approvals", "submit", action, "--from-file", signed, "--asked", asked)
+    assert (told["state"], told["persons"]) == ("released", ["carol"])
+    assert ended(process)[1]["result"] == "refunded 90000 for A1"
+    assert shop("keys", "invite", "--rp-id", PARTY.id, "--origin", "https://evil.example").returncode == 2
+    wrong = shop("approvals", "ask", action, "--decision", "reject", "--arguments", "{}")
+    assert wrong.returncode == 2
 
 
 def test_keys(shop: Cli) -> None:

@@ -2,78 +2,38 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import struct
 from typing import Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from joserfc.jwk import ECKey, OKPKey
 
 from perdure.core.errors import InputInvalidError
 from perdure.core.verdicts import Demand
 from perdure.governance import grant_errors as errors
+from perdure.governance import passkey_registration as registration
 from perdure.governance import passkeys
 from perdure.governance.claims import ActionClaim
 from perdure.governance.grants import sign, statement_of
 from perdure.governance.keys import private_key, public_record
+from tests.governance import authenticator
+from tests.governance.authenticator import PARTY, b64
 
 pytest.importorskip("webauthn")
 NOW = 1_800_000_000_000
-PARTY = passkeys.RelyingParty(id="approve.example", origins=("https://approve.example",))
 CLAIM = ActionClaim(
     run="r1", seq=3, tool="pay", tool_digest="t" * 64, arguments={"to": "acme", "cents": 120_000},
     principals=("agent:clerk", "user:ute"), policy="p" * 64,
 )  # fmt: skip
 
 
-def b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-class Authenticator:
-    """What a security key does: the counter, the flags, the signature."""
-
-    def __init__(self, kind: str, name: str) -> None:
-        self.name, self.count, self.id = name, 0, b64(hashlib.sha256(name.encode()).digest())
-        self.key: Any = (
-            ec.generate_private_key(ec.SECP256R1())
-            if kind == "es256"
-            else ed25519.Ed25519PrivateKey.generate()
-        )
-        imported: Any = (ECKey if kind == "es256" else OKPKey).import_key(self.key)
-        self.jwk: dict[str, Any] = imported.as_dict(private=False)
-        self.private: dict[str, Any] = imported.as_dict(private=True)
-
-    def sign(self, data: bytes) -> bytes:
-        if isinstance(self.key, ed25519.Ed25519PrivateKey):
-            return self.key.sign(data)
-        found: bytes = self.key.sign(data, ec.ECDSA(hashes.SHA256()))
-        return found
-
-    def get(self, challenge: bytes, **changes: Any) -> dict[str, str]:
-        options: dict[str, Any] = {"origin": PARTY.origins[0], "rp": PARTY.id, "flags": 0x05, "type": "webauthn.get", "more": {}}  # fmt: skip
-        options |= changes
-        self.count += 1
-        count = options.get("count", self.count)
-        client = json.dumps(
-            {
-                "type": options["type"],
-                "challenge": b64(challenge),
-                "origin": options["origin"],
-                **options["more"],
-            }
-        ).encode()
-        data = hashlib.sha256(options["rp"].encode()).digest() + struct.pack(">BI", options["flags"], count)
-        signature = self.sign(data + hashlib.sha256(client).digest())
-        return {"clientDataJSON": b64(client), "authenticatorData": b64(data), "signature": b64(signature)}
+class Authenticator(authenticator.Authenticator):
+    """With the row that registers it."""
 
     def record(self, **changes: Any) -> Any:
-        made = passkeys.passkey_record(self.jwk, self.id, self.name, ["finance"], now_ms=1)
+        made = passkeys.passkey_record(
+            self.jwk, self.id, self.name, ["finance"], relying_party=PARTY, now_ms=1
+        )
         return msgspec.structs.replace(made, **changes)
 
 
@@ -84,7 +44,7 @@ def statement(**changes: Any) -> Any:
 
 def verified(*envelopes: str, records: Any, quorum: int = 1, **changes: Any) -> Any:
     options: dict[str, Any] = {
-        "relying_party": PARTY, "claim": CLAIM, "reasons": (), "keys": {key.kid: key for key in records},
+        "claim": CLAIM, "reasons": (), "keys": {key.kid: key for key in records},
         "demands": [Demand(roles=("finance",), quorum=quorum)], "audience": "here", "now_ms": NOW,
     }  # fmt: skip
     return passkeys.verify_envelopes(envelopes, **{**options, **changes})
@@ -148,11 +108,15 @@ def test_the_counter_grows(device: Authenticator) -> None:
     first = made(device)
     kid = device.record().kid
     counted = device.record(sign_count=verified(first, records=[device.record()]).sign_counts[kid])
-    with pytest.raises(errors.GrantSignatureInvalidError, match="sign count"):
+    with pytest.raises(errors.GrantCounterError, match="may have been copied"):
         verified(first, records=[counted])
+    assert verified(first, records=[counted], counted=[first]).sign_counts[kid] == 1, (
+        "it was looked at before"
+    )
     assert verified(made(device), records=[counted]).sign_counts[kid] == 2
-    with pytest.raises(errors.GrantSignatureInvalidError, match="sign count"):
+    with pytest.raises(errors.GrantCounterError):
         verified(made(device, count=0), records=[counted])
+    assert verified(made(device, count=0), records=[device.record()]).sign_counts[kid] == 0, "it never counts"
 
 
 def test_another_statement_key_or_action(device: Authenticator) -> None:
@@ -208,11 +172,82 @@ def test_only_public_keys_of_two_kinds_are_registered(device: Authenticator) -> 
         {**device.jwk, "crv": "P-384"},
         {"kty": "RSA", "n": "AQAB", "e": "AQAB"},
         {**device.jwk, "x": "AAAA"},
+        {"kty": "OKP", "crv": "Ed25519", "x": b64(bytes(32))},
         {},
     ]
     for jwk in wrong:
         with pytest.raises(InputInvalidError):
-            passkeys.passkey_record(jwk, device.id, "anna", ["finance"], now_ms=1)
+            passkeys.passkey_record(jwk, device.id, "anna", ["finance"], relying_party=PARTY, now_ms=1)
     for credential, roles in (("", ["finance"]), ("=", ["finance"]), (device.id, []), (device.id, "finance")):
         with pytest.raises(InputInvalidError):
-            passkeys.passkey_record(device.jwk, credential, "anna", roles, now_ms=1)
+            passkeys.passkey_record(device.jwk, credential, "anna", roles, relying_party=PARTY, now_ms=1)
+
+
+# -- registration
+def invited(**changes: Any) -> Any:
+    options: dict[str, Any] = {"relying_party": PARTY, "challenge": b"c" * 32, "now_ms": NOW}
+    return registration.invite("anna", ["finance"], **{**options, **changes})
+
+
+def test_a_passkey_is_registered_from_its_response_and_signs(device: Authenticator) -> None:
+    invitation = invited()
+    options = registration.creation_options(invitation, [])
+    for form in ("none", "packed"):
+        text = device.create(options, format=form)
+        assert registration.answered(text, [invited(challenge=b"d" * 32), invitation], NOW) == invitation
+        key = registration.registered(text, invitation, NOW)
+        assert (key.person, key.roles, key.kind) == ("anna", ("finance",), "passkey")
+        assert key.jwk == device.record().jwk
+        assert passkeys.RelyingParty.of(key) == PARTY
+        assert verified(made(device), records=[key]).granted.persons == ("anna",)
+    again = registration.creation_options(invitation, [key])
+    assert again["excludeCredentials"] == [{"type": "public-key", "id": device.id}]
+    asked = registration.request_options(b"x" * 32, PARTY.id, [key, device.record(revoked_ms=1)])
+    assert asked["allowCredentials"] == [{"type": "public-key", "id": device.id}]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"origin": "https://evil.example"},
+        {"rp": "evil.example"},
+        {"challenge": b64(b"e" * 32)},
+        {"flags": authenticator.PRESENT},
+        {"flags": authenticator.VERIFIED},
+        {"type": "webauthn.get"},
+        {"more": {"crossOrigin": True}},
+        {"more": {"topOrigin": "https://evil.example"}},
+        {"cose": {1: 3, 3: -257, -1: b"n" * 256, -2: b"\x01\x00\x01"}},
+        {"cose": {1: 1, 3: -8, -1: 6, -2: bytes(32)}},
+        {"cose": {1: 2, 3: -7, -1: 2, -2: b"x" * 48, -3: b"y" * 48}},
+        {"cose": {}},
+        {"format": "packed", "sig": b"forged"},
+        {"format": "made-up"},
+    ],
+    ids=str,
+)
+def test_a_registration_that_does_not_hold_is_refused(device: Authenticator, changes: dict[str, Any]) -> None:
+    text = device.create(registration.creation_options(invited(), []), **changes)
+    with pytest.raises(InputInvalidError):
+        registration.registered(text, invited(), NOW)
+
+
+def test_an_invitation_counts_for_its_time_and_its_page(device: Authenticator) -> None:
+    invitation = invited()
+    text = device.create(registration.creation_options(invitation, []))
+    for waiting, now_ms in (([], NOW), ([invitation], NOW + registration.LIFE_MS)):
+        with pytest.raises(InputInvalidError, match="no invitation"):
+            registration.answered(text, waiting, now_ms)
+    for wrong in ("", "{}", "[1]", '{"response": {"clientDataJSON": "AAAA"}}', "x" * 70_000):
+        with pytest.raises(InputInvalidError):
+            registration.answered(wrong, [invitation], NOW)
+    for origin in (
+        "https://evil.example",
+        "http://approve.example",
+        "https://approve.example.evil.example",
+        "",
+    ):
+        with pytest.raises(InputInvalidError):
+            invited(relying_party=passkeys.RelyingParty(id=PARTY.id, origins=(origin,)))
+    local = passkeys.RelyingParty(id="localhost", origins=("http://localhost:8080",))
+    assert invited(relying_party=local).origins == local.origins

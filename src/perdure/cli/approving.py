@@ -14,8 +14,9 @@ from perdure.cli.output import Out
 from perdure.core.approvals import KeyRecord
 from perdure.core.errors import UsageError
 from perdure.core.verdicts import Demand
-from perdure.governance.grants import add_signature, sign
+from perdure.governance.grants import sign
 from perdure.governance.keys import from_jwks, public_record
+from perdure.governance.signed import co_signed
 from perdure.runtime import Runtime
 from perdure.runtime.approvals import Pending, Submitted
 
@@ -33,14 +34,14 @@ def pending(data: Path, out: Out) -> None:
         for row in rows:
             out.emit(_json(row))
         return
-    table = [
+    lines = [
         [
             row.record.key, row.claim.tool, " for ".join(row.claim.principals), demands(row.demands),
             views.when(row.due_ms) if row.due_ms else "", "; ".join(reason.message for reason in row.reasons),
         ]
         for row in rows
     ]  # fmt: skip
-    out.table(("action", "tool", "who", "needs", "until", "why"), table, empty="nothing waits for approval")
+    out.table(("action", "tool", "who", "needs", "until", "why"), lines, empty="nothing waits for approval")
 
 
 def demands(found: tuple[Demand, ...]) -> str:
@@ -95,23 +96,25 @@ def decide(
     if arguments is not None and decision == "reject":
         raise UsageError("a rejection has no arguments")
     private = local_key.load(key or local_key.default_path())
-    changed = None if arguments is None else _arguments(arguments)
+    changed = None if arguments is None else object_of(arguments)
 
     async def work(runtime: Runtime) -> tuple[Pending, Submitted]:
         row = runtime.approvals.show(action)
         unfinished = runtime.approvals.unfinished(action)
         if decision == "approve" and changed is None and unfinished is not None:
-            token = add_signature(unfinished.token, private)
+            token = co_signed(unfinished.token, private)
         else:
             kind: Any = "approve_edited" if changed is not None else decision
             token = sign(runtime.approvals.statement(action, kind, reason=reason, arguments=changed), private)
         return row, await runtime.approvals.submit(action, token)
 
-    row, found = beside(data, work)
+    submitted(out, *beside(data, work))
+
+
+def submitted(out: Out, row: Pending, found: Submitted) -> None:
+    """Tell what became of a signed decision."""
     if out.json:
-        out.emit(
-            {"action": action, **msgspec.to_builtins(msgspec.json.decode(msgspec.json.encode(_told(found))))}
-        )
+        out.emit({"action": row.record.key, **_told(found)})
         return
     _shown(out, row)
     signed = ", ".join(found.persons)
@@ -127,7 +130,8 @@ def _told(found: Submitted) -> dict[str, Any]:
     return {"state": found.state, "persons": list(found.persons), "missing": found.missing}
 
 
-def _arguments(text: str) -> dict[str, Any]:
+def object_of(text: str) -> dict[str, Any]:
+    """Arguments by name, from JSON."""
     try:
         found = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
@@ -170,7 +174,7 @@ def import_keys(data: Path, out: Out, file: Path) -> None:
         await runtime.keys.register(found, by=getpass.getuser())
         return found
 
-    _table(out, beside(data, work, may_create=True))
+    table(out, beside(data, work, may_create=True))
 
 
 def keys(data: Path, out: Out) -> None:
@@ -179,18 +183,20 @@ def keys(data: Path, out: Out) -> None:
     async def work(runtime: Runtime) -> list[KeyRecord]:
         return runtime.keys.rows()
 
-    _table(out, beside(data, work))
+    table(out, beside(data, work))
 
 
-def _table(out: Out, rows: list[KeyRecord]) -> None:
+def table(out: Out, rows: list[KeyRecord]) -> None:
+    """Show keys."""
     if out.json:
         for row in rows:
             out.emit(msgspec.to_builtins(row))
         return
-    table = [
+    lines = [
         [
             row.kid[:SHORT],
             row.person,
+            row.kind,
             ", ".join(row.roles),
             views.when(row.created_ms),
             views.when(row.revoked_ms) if row.revoked_ms else "",
@@ -198,8 +204,8 @@ def _table(out: Out, rows: list[KeyRecord]) -> None:
         for row in rows
     ]
     out.table(
-        ("key", "person", "roles", "registered", "revoked"),
-        table,
+        ("key", "person", "kind", "roles", "registered", "revoked"),
+        lines,
         empty="no keys; `perdure keys new` makes one",
     )
 
@@ -210,4 +216,4 @@ def revoke(data: Path, out: Out, kid: str, *, reason: str) -> None:
     async def work(runtime: Runtime) -> KeyRecord:
         return await runtime.keys.revoke(kid, by=getpass.getuser(), reason=reason)
 
-    _table(out, [beside(data, work)])
+    table(out, [beside(data, work)])

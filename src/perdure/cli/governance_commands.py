@@ -82,6 +82,49 @@ def reject(
     approving.decide(data, Out(json), action, "reject", key=key, reason=reason, arguments=None)
 
 
+@approvals.command(name="ask")
+def ask_passkey(
+    action: Action,
+    /,
+    *,
+    decision: Literal["approve", "reject"] = "approve",
+    reason: str = "",
+    arguments: str | None = None,
+    rp_id: str | None = None,
+    data: Data = DATA,
+    json: Json = False,
+) -> None:
+    """What a page needs to have a decision signed with a passkey, as JSON: what is shown, the statement, `publicKey`.
+
+    Args:
+        action: Its id.
+        decision: What is decided.
+        reason: Why; it is in the record.
+        arguments: Other arguments to go on with, as JSON; they are judged again.
+        rp_id: The domain of the page, if passkeys of several are registered.
+    """
+    del json  # it is JSON anyhow
+    from perdure.cli import passkeys
+
+    passkeys.ask(data, action, decision, rp_id=rp_id, reason=reason, arguments=arguments)
+
+
+@approvals.command
+def submit(
+    action: Action, /, *, from_file: Path, asked: Path | None = None, data: Data = DATA, json: Json = False
+) -> None:
+    """Hand in a decision that was signed elsewhere: a grant, or with `--asked` the response of a passkey.
+
+    Args:
+        action: Its id.
+        from_file: The grant, or what `PublicKeyCredential.toJSON` gave.
+        asked: What `perdure approvals ask` printed before.
+    """
+    from perdure.cli import passkeys
+
+    passkeys.submit(data, Out(json), action, from_file, asked)
+
+
 @keys.command(name="list")
 def list_keys(*, data: Data = DATA, json: Json = False) -> None:
     """List the keys whose signatures count, also the revoked ones."""
@@ -122,6 +165,42 @@ def import_keys(
     from perdure.cli import approving
 
     approving.import_keys(data, Out(json), file)
+
+
+@keys.command
+def invite(
+    *,
+    rp_id: str,
+    person: str | None = None,
+    role: list[str] | None = None,
+    origin: list[str] | None = None,
+    data: Data = DATA,
+    json: Json = False,
+) -> None:
+    """Let a person register a passkey, once and within an hour; prints what a page needs, as JSON.
+
+    Args:
+        rp_id: The domain of the page that asks for the passkey.
+        person: Who will hold it (default: the user's name).
+        role: What they may approve; can be given several times (default: approver).
+        origin: Where that page is; can be given several times (default: https and the domain).
+    """
+    del json  # it is JSON anyhow
+    from perdure.cli import passkeys
+
+    passkeys.invite(data, person=person, roles=role or [], rp_id=rp_id, origins=origin or [])
+
+
+@keys.command(name="passkey")
+def register_passkey(*, from_file: Path, data: Data = DATA, json: Json = False) -> None:
+    """Register the passkey of a person who was invited.
+
+    Args:
+        from_file: What `PublicKeyCredential.toJSON` gave.
+    """
+    from perdure.cli import passkeys
+
+    passkeys.register(data, Out(json), from_file)
 
 
 @keys.command

@@ -51,6 +51,8 @@ Govern:
   approvals show RUN/CALL   Everything that an approver signs.
   approvals approve RUN/CALL  Sign, with your key, that this may happen, once.
   approvals reject RUN/CALL  Sign that it must not happen.
+  approvals ask RUN/CALL    What a page needs to have it signed with a passkey.
+  approvals submit RUN/CALL  Hand in what was signed elsewhere.
   policy check FOLDER APP   Hold policies against the tools of an app.
   policy test FOLDER APP    Run the table tests of policies.
   policy explain FOLDER APP RUN/CALL  Which policies decide about an action.
@@ -58,6 +60,8 @@ Govern:
   keys list                 Whose signature counts.
   keys new                  Make your key; only its public half is registered.
   keys import FILE          Register the public keys of a team.
+  keys invite               Let a person register a passkey.
+  keys passkey              Register the passkey of who was invited.
   keys revoke KEY           Revoke a key.
   contain list              What is contained.
   contain set SCOPE LEVEL   Watch, restrict, hold or stop an agent, run or tool.

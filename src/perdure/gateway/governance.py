@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from perdure.core.errors import UsageError
 from perdure.core.principals import Chain
 from perdure.core.verdicts import Demand, Reason, Verdict
 from perdure.gateway.gates.case import Case, Gate
@@ -15,7 +16,7 @@ from perdure.gateway.seat import Act, Seat
 from perdure.gateway.vault import Vault
 from perdure.governance.claims import ActionClaim, claim_of
 from perdure.governance.grant_errors import GrantMissingError, GrantRefusedError, GrantUsedError
-from perdure.governance.grants import read_statement, verify
+from perdure.governance.signed import envelopes, read_statement, verify
 from perdure.ports import Transaction
 
 
@@ -113,10 +114,15 @@ class Governance:
             try:
                 granted = verify(
                     grant.token, claim=claim, reasons=shown, keys=keys, demands=demands, audience=self.audience,
-                    now_ms=now_ms,
-                )  # fmt: skip
+                    now_ms=now_ms, counted=envelopes(grant.token),
+                ).granted  # fmt: skip
             except GrantRefusedError as refused:
                 error = error or refused
+                continue
+            except (
+                UsageError
+            ) as missing:  # what verifies passkeys is not installed any more: then nothing does
+                error = error or GrantRefusedError(missing.message)
                 continue
             if granted.statement.decision != "reject" and tx.use_grant(grant.jti, now_ms):
                 return grant.jti

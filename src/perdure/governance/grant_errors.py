@@ -35,6 +35,12 @@ class GrantSignatureInvalidError(GrantRefusedError):
     code = "grant-signature-invalid"
 
 
+class GrantCounterError(GrantRefusedError):
+    """The counter of a passkey did not grow: it may have been copied, or the assertion was sent before."""
+
+    code = "grant-counter"
+
+
 class GrantRequesterError(GrantRefusedError):
     """Who asked for the action has signed: nobody approves what was done for them."""
 

@@ -166,7 +166,7 @@ def read_statement(token: str) -> Statement:
     Raises:
         GrantMalformedError: it is none.
     """
-    return _statement(_bytes(_parsed(token).payload))
+    return statement_from(_bytes(_parsed(token).payload))
 
 
 def verify(
@@ -238,7 +238,7 @@ def judge(
         GrantRefusedError: it does not; the subclass says why.
     """
     _check_persons(signers, demands, claim.requesters, claim.agents)
-    statement = _statement(payload)
+    statement = statement_from(payload)
     _check_time(statement, audience, now_ms)
     try:
         is_same = claim.digest == statement.action
@@ -296,7 +296,12 @@ def _bytes(text: str) -> bytes:
     return data
 
 
-def _statement(payload: bytes) -> Statement:
+def statement_from(payload: bytes) -> Statement:
+    """The statement of signed bytes; whether they are signed is not looked at.
+
+    Raises:
+        GrantMalformedError: they are none, or not in their canonical form.
+    """
     try:
         found = msgspec.json.decode(payload, type=Statement)
         is_canonical = canonical(msgspec.to_builtins(found)) == payload

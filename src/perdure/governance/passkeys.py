@@ -1,7 +1,8 @@
 """Passkeys (WebAuthn) as a second kind of signature under a grant.
 
 A passkey cannot sign a JWS, so its assertion travels in an envelope of its own. Its challenge is the SHA-256 of the same
-canonical statement that a JWS signs, so both kinds can stand together under one decision.
+canonical statement that a JWS signs, so both kinds can stand together under one decision: see ``governance.signed``. How a
+passkey is registered is in ``governance.passkey_registration``.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import hashlib
 import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -25,9 +26,14 @@ from perdure.core.verdicts import Demand, Reason
 from perdure.governance import grant_errors as errors
 from perdure.governance.claims import ActionClaim
 from perdure.governance.grants import BYTES_MAX, SIGNATURES_MAX, Granted, Statement, judge, signatures
+from perdure.governance.keys import is_weak
 
 TYPE = "perdure-grant+webauthn"
-CREDENTIAL = "credential"  # the member of a registered key that holds the credential's id
+# Members of a registered key beside those of RFC 7517: the credential's id, and for whom it signs.
+CREDENTIAL = "credential"
+RP_ID = "rp_id"
+ORIGINS = "origins"
+ORIGINS_MAX = 16  # pages that may ask for one passkey
 _BASE64 = re.compile(r"[A-Za-z0-9_-]+")
 _ALGORITHMS = {("EC", "P-256"): -7, ("OKP", "Ed25519"): -8}  # COSE: ES256 and EdDSA
 
@@ -38,6 +44,22 @@ class RelyingParty:
 
     id: str
     origins: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.id or not 1 <= len(self.origins) <= ORIGINS_MAX or not all(self.origins):
+            raise InputInvalidError(
+                f"a passkey needs its domain and 1 to {ORIGINS_MAX} origins such as `https://approve.example`"
+            )
+
+    @classmethod
+    def of(cls, key: KeyRecord) -> Self:
+        """That of a registered passkey.
+
+        Raises:
+            InputInvalidError: the row has none.
+        """
+        found = json.loads(key.jwk)
+        return cls(id=found.get(RP_ID, ""), origins=tuple(found.get(ORIGINS, ())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +73,7 @@ class Asserted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixedGranted:
-    """A grant that counts, and the counters of its passkeys by key id: store them in the transaction that uses it."""
+    """A grant that counts, and the counters of its passkeys by key id: store them in the transaction that keeps it."""
 
     granted: Granted
     sign_counts: Mapping[str, int]
@@ -103,6 +125,7 @@ def passkey_record(
     person: str,
     roles: Sequence[str],
     *,
+    relying_party: RelyingParty,
     now_ms: int,
     sign_count: int = 0,
 ) -> KeyRecord:
@@ -113,6 +136,7 @@ def passkey_record(
         credential: the credential's id, base64url.
         person: who holds it.
         roles: what they may approve.
+        relying_party: for whom it signs; an assertion for another domain or page counts for nothing.
         now_ms: the time.
         sign_count: the counter at its registration.
 
@@ -128,6 +152,8 @@ def passkey_record(
     public = {name: jwk[name] for name in ("kty", "crv", "x", "y") if name in jwk}
     if isinstance(roles, str) or not roles:
         raise InputInvalidError("a key needs a list of roles, such as `approver`")
+    if kind[0] == "OKP" and is_weak(str(public.get("x", ""))):
+        raise InputInvalidError("the public key is a point of small order, for which anybody can sign")
     if not _BASE64.fullmatch(credential):
         raise InputInvalidError("the id of a credential is base64url")
     try:
@@ -140,16 +166,22 @@ def passkey_record(
         person=checked_name("a person", person),
         roles=tuple(checked_name("a role", role) for role in roles),
         kind="passkey",
-        jwk=json.dumps({**public, CREDENTIAL: credential}),
+        jwk=json.dumps(
+            {**public, CREDENTIAL: credential, RP_ID: relying_party.id, ORIGINS: list(relying_party.origins)}
+        ),
         created_ms=now_ms,
         sign_count=sign_count,
     )
 
 
-def assertion(
-    text: str, *, keys: Mapping[str, KeyRecord], relying_party: RelyingParty, now_ms: int
-) -> Asserted:
+def assertion(text: str, *, keys: Mapping[str, KeyRecord], now_ms: int, is_counted: bool = False) -> Asserted:
     """Verify one envelope: shape, key, and the assertion with user verification and a counter that grows.
+
+    Args:
+        text: the envelope.
+        keys: the registered keys by their id; each passkey says for whom it signs.
+        now_ms: the time.
+        is_counted: it arrived before and its counter was looked at then; everything else is verified again.
 
     Raises:
         GrantRefusedError: it does not hold; the subclass says why.
@@ -164,11 +196,7 @@ def assertion(
     )
     if _is_embedded(client):
         raise errors.GrantSignatureInvalidError("the passkey was asked by a page inside another page")
-    try:
-        from webauthn import verify_authentication_response
-        from webauthn.helpers.exceptions import WebAuthnException
-    except ImportError as error:
-        raise UsageError("passkeys need `pip install perdure[passkeys]`") from error
+    webauthn = library()
     credential = {
         "id": found.assertion.id,
         "rawId": found.assertion.id,
@@ -176,43 +204,71 @@ def assertion(
         "response": msgspec.to_builtins(response),
     }
     try:
-        verified = verify_authentication_response(
+        relying_party = RelyingParty.of(key)
+        verified = webauthn.verify_authentication_response(
             credential=credential,
             expected_challenge=hashlib.sha256(payload).digest(),
             expected_rp_id=relying_party.id,
             expected_origin=list(relying_party.origins),
             credential_public_key=_cose(json.loads(key.jwk)),
-            credential_current_sign_count=key.sign_count,
+            credential_current_sign_count=0,  # looked at below
             require_user_verification=True,
         )
-    except (WebAuthnException, ValueError, KeyError, TypeError) as error:
+    except (
+        webauthn.helpers.exceptions.WebAuthnException,
+        InputInvalidError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         message = f"the assertion of the passkey `{key.kid}` does not hold: {error!s:.200}"
         raise errors.GrantSignatureInvalidError(message) from error
-    return Asserted(payload=payload, key=key, sign_count=verified.new_sign_count)
+    count = verified.new_sign_count
+    # A passkey that never counted says 0 for ever (those that are synchronised do); one that has counted must go on.
+    if not is_counted and (count or key.sign_count) and count <= key.sign_count:
+        message = (
+            f"the counter of the passkey `{key.kid}` of `{key.person}` is {count} and was {key.sign_count} before: "
+            "it may have been copied; revoke it"
+        )
+        raise errors.GrantCounterError(message, found=count, expected=key.sign_count + 1)
+    return Asserted(payload=payload, key=key, sign_count=count)
+
+
+def library() -> Any:
+    """The library, imported where it is needed: it takes a quarter of a second.
+
+    Raises:
+        UsageError: the extra ``passkeys`` is not installed.
+    """
+    try:
+        import webauthn.helpers.exceptions
+    except ImportError as error:
+        raise UsageError("passkeys need `pip install perdure[passkeys]`") from error
+    return webauthn
 
 
 def verify_envelopes(
     envelopes: Sequence[str],
     *,
-    relying_party: RelyingParty,
     claim: ActionClaim,
     reasons: Sequence[Reason],
     keys: Mapping[str, KeyRecord],
     demands: Sequence[Demand],
     audience: str,
     now_ms: int,
+    counted: Collection[str] = (),
 ) -> MixedGranted:
     """Whether JWS and passkeys together, over one and the same payload, count for an action, now.
 
     Args:
         envelopes: JWS General JSON and passkey envelopes, in any order.
-        relying_party: for whom the passkeys sign.
         claim: the action that is about to be done.
         reasons: why it is held, as its approver was shown.
         keys: the registered keys by their id.
         demands: every one must be met.
         audience: the id of this runtime.
         now_ms: the time.
+        counted: those of the envelopes that arrived before, whose counters were looked at then.
 
     Raises:
         GrantRefusedError: they do not; the subclass says why.
@@ -224,7 +280,7 @@ def verify_envelopes(
     counts: dict[str, int] = {}
     for text in envelopes:
         if is_passkey(text):
-            one = assertion(text, keys=keys, relying_party=relying_party, now_ms=now_ms)
+            one = assertion(text, keys=keys, now_ms=now_ms, is_counted=text in counted)
             payloads.add(one.payload)
             signers.append(one.key)
             counts[one.key.kid] = max(one.sign_count, counts.get(one.key.kid, 0))
@@ -232,6 +288,10 @@ def verify_envelopes(
             payload, more = signatures(text, keys=keys, now_ms=now_ms)
             payloads.add(payload)
             signers.extend(more)
+    if len(signers) > SIGNATURES_MAX:
+        raise errors.GrantMalformedError(
+            f"a grant has at most {SIGNATURES_MAX} signatures, found {len(signers)}"
+        )
     if len(payloads) > 1:
         raise errors.GrantMalformedError("the envelopes are about different decisions")
     digest = hashlib.sha256("\n".join(envelopes).encode()).hexdigest()
@@ -241,9 +301,18 @@ def verify_envelopes(
     return MixedGranted(granted=granted, sign_counts=counts)
 
 
+def payload_of(text: str) -> bytes:
+    """What an envelope says was signed; nothing of it is verified.
+
+    Raises:
+        GrantMalformedError: it is none.
+    """
+    return _bytes(_parsed(text).payload)
+
+
 def is_passkey(text: str) -> bool:
     """Whether this claims to be the envelope of a passkey; nothing of it is verified."""
-    return len(text) <= BYTES_MAX and f'"{TYPE}"' in text
+    return f'"{TYPE}"' in text[:BYTES_MAX]
 
 
 def _parsed(text: str) -> _Envelope:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,17 +10,24 @@ import msgspec
 
 from perdure.core import entries as e
 from perdure.core.actions import ActionFilter, ActionRecord, ActionState
-from perdure.core.approvals import GrantRecord, KeyRecord
-from perdure.core.audit import AuditRecord
-from perdure.core.errors import ActionUnknownError, UsageError
+from perdure.core.approvals import GrantRecord
+from perdure.core.errors import ActionUnknownError, InputInvalidError, UsageError
 from perdure.core.principals import Principal
 from perdure.core.verdicts import Demand, Reason
 from perdure.engines.embedded import works
 from perdure.gateway import ledger
 from perdure.gateway.records import note
 from perdure.governance.claims import ActionClaim, claim_of, display
-from perdure.governance.grant_errors import GrantQuorumMissingError, GrantRoleMissingError, GrantUsedError
-from perdure.governance.grants import Decision, Granted, Statement, read_statement, statement_of, verify
+from perdure.governance.grant_errors import (
+    GrantQuorumMissingError,
+    GrantRefusedError,
+    GrantRoleMissingError,
+    GrantUsedError,
+)
+from perdure.governance.grants import Decision, Statement, statement_of
+from perdure.governance.passkey_registration import request_options
+from perdure.governance.passkeys import MixedGranted, RelyingParty, challenge, envelope, is_passkey, library
+from perdure.governance.signed import envelopes, joined, read_statement, verify
 from perdure.ports import Transaction
 from perdure.runtime.actions import parts
 
@@ -69,6 +76,19 @@ class Submitted:
     state: Literal["released", "rejected", "waiting"]
     persons: tuple[str, ...]
     missing: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a page needs to have a decision signed with a passkey.
+
+    Attributes:
+        statement: what is decided; keep it, only its hash is in the signature.
+        options: for ``navigator.credentials.get``.
+    """
+
+    statement: Statement
+    options: dict[str, Any]
 
 
 class Approvals:
@@ -156,6 +176,44 @@ class Approvals:
             life_s=life_s,
         )
 
+    def ask(
+        self,
+        action: str,
+        decision: Decision,
+        *,
+        rp_id: str | None = None,
+        reason: str = "",
+        arguments: dict[str, Any] | None = None,
+    ) -> Asked:
+        """A decision for a passkey to sign; a decision to go on that waits for more signatures is taken up.
+
+        Args:
+            action: its id.
+            decision: what is decided.
+            rp_id: the domain of the page that asks; needed if passkeys of several are registered.
+            reason: told to the agent.
+            arguments: for ``approve_edited``, the arguments to go on with.
+
+        Raises:
+            ActionUnknownError: the action waits for no grant.
+            UsageError: there is no passkey, or of several domains, and none was named.
+        """
+        keys = [row for row in self._runtime.keys.rows() if row.kind == "passkey" and row.revoked_ms is None]
+        domains = sorted({RelyingParty.of(key).id for key in keys})
+        if rp_id is None and len(domains) == 1:
+            rp_id = domains[0]
+        if rp_id not in domains:
+            known = (
+                ", ".join(f"`{name}`" for name in domains) or "none; `perdure keys invite` begins with one"
+            )
+            raise UsageError(f"expected the domain of a registered passkey; there are: {known}")
+        unfinished = self.unfinished(action) if decision == "approve" and not reason else None
+        if unfinished is not None:
+            statement = read_statement(unfinished.token)
+        else:
+            statement = self.statement(action, decision, reason=reason, arguments=arguments)
+        return Asked(statement=statement, options=request_options(challenge(statement), rp_id, keys))
+
     @property
     def audience(self) -> str:
         """The id of this runtime."""
@@ -173,11 +231,20 @@ class Approvals:
         limit = self._runtime.settings.payload_bytes_max
         audience = self.audience
 
+        if is_passkey(token):
+            library()  # takes a quarter of a second: not within the transaction
+
         def work(tx: Transaction) -> Submitted:
             pending = self._pending(tx, run, call)
-            found, missing = self._verified(tx, pending, token, audience, now_ms)
-            jti = found.statement.jti
+            jti = read_statement(token).jti
             known = tx.grant(jti)
+            whole, counted = token, tuple[str, ...]()
+            if known is not None and known.used_ms is None and (known.run, known.call) == (run, call):
+                counted = envelopes(known.token)
+                if is_passkey(token) or is_passkey(known.token):
+                    whole = joined(known.token, token)  # each person hands in their own
+            signed, missing = self._verified(tx, pending, whole, counted, audience, now_ms)
+            found = signed.granted
             if known is not None and (known.used_ms is not None or (known.run, known.call) != (run, call)):
                 raise GrantUsedError(f"grant `{jti}` was used already, or is about another action")
             is_reject = found.statement.decision == "reject"
@@ -188,8 +255,9 @@ class Approvals:
                     by=", ".join(found.persons),
                     reason=found.statement.reason,
                 )
-            grant = GrantRecord(jti=jti, run=run, call=call, token=token, at_ms=now_ms)
+            grant = GrantRecord(jti=jti, run=run, call=call, token=whole, at_ms=now_ms)
             works.submit_grant(tx, grant, ruling, now_ms=now_ms, limit=limit)
+            count(tx, signed.sign_counts)
             kids = ",".join(kid[:KID_SHOWN] for kid in found.kids)
             text = f"{found.statement.decision}, SHA-256 {found.digest}, keys {kids}"
             note(
@@ -209,20 +277,26 @@ class Approvals:
         return submitted
 
     def _verified(
-        self, tx: Transaction, pending: Pending, token: str, audience: str, now_ms: int
-    ) -> tuple[Granted, str]:
+        self,
+        tx: Transaction,
+        pending: Pending,
+        token: str,
+        counted: Sequence[str],
+        audience: str,
+        now_ms: int,
+    ) -> tuple[MixedGranted, str]:
         """A decision that counts as far as it goes, and what is still missing."""
         keys = {key.kid: key for key in tx.approver_keys()}
 
-        def check(demands: Sequence[Demand]) -> Granted:
+        def check(demands: Sequence[Demand]) -> MixedGranted:
             return verify(
                 token, claim=pending.claim, reasons=pending.reasons, keys=keys, demands=demands, audience=audience,
-                now_ms=now_ms,
+                now_ms=now_ms, counted=counted,
             )  # fmt: skip
 
         anybody = Demand(roles=tuple(role for demand in pending.demands for role in demand.roles))
         found = check([anybody])  # also one signature of several must be of somebody who is asked
-        if found.statement.decision == "reject":
+        if found.granted.statement.decision == "reject":
             return found, ""
         try:
             return check(pending.demands), ""
@@ -230,66 +304,53 @@ class Approvals:
             return found, error.message
 
     def unfinished(self, action: str) -> GrantRecord | None:
-        """The newest decision to go on that waits for more signatures."""
-        for grant in reversed(self.show(action).signed):
-            if grant.used_ms is None and read_statement(grant.token).decision != "reject":
+        """The newest decision to go on that waits for more signatures; not one that has expired, or lost a key since.
+
+        Raises:
+            ActionUnknownError: the action waits for no grant.
+        """
+        run, call = parts(action)
+        audience, now_ms = self.audience, self._runtime.now_ms()
+
+        def look(tx: Transaction) -> GrantRecord | None:
+            pending = self._pending(tx, run, call)
+            for grant in reversed(pending.signed):
+                if grant.used_ms is not None or read_statement(grant.token).decision == "reject":
+                    continue
+                try:
+                    self._verified(tx, pending, grant.token, envelopes(grant.token), audience, now_ms)
+                except GrantRefusedError:
+                    continue
                 return grant
-        return None
+            return None
+
+        return self._runtime.store.read(look)
 
 
-class Keys:
-    """``runtime.keys``: the registered public keys of approvers."""
+def passkey_token(statement: Statement, response: str) -> str:
+    """What is handed in for a passkey.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    Args:
+        statement: what was asked for.
+        response: what ``PublicKeyCredential.toJSON`` gave, as JSON.
 
-    def rows(self) -> list[KeyRecord]:
-        """Every key, also the revoked ones, oldest first."""
-        return self._runtime.store.read(lambda tx: tx.approver_keys())
+    Raises:
+        InputInvalidError: it is no response of a passkey.
+    """
+    try:
+        found = msgspec.json.decode(response.encode())
+        return envelope(statement, found["id"], found["response"])
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputInvalidError(
+            "this is no response of a passkey; expected what `PublicKeyCredential.toJSON` gives"
+        ) from error
 
-    async def register(self, keys: Sequence[KeyRecord], *, by: str) -> None:
-        """Register keys; those that are there get the new person and roles. Durable on return.
 
-        Raises:
-            UsageError: a key was revoked; a revoked key never counts again.
-        """
-        now_ms = self._runtime.now_ms()
-
-        def work(tx: Transaction) -> None:
-            revoked = {key.kid for key in tx.approver_keys() if key.revoked_ms is not None}
-            for key in keys:
-                if key.kid in revoked:
-                    raise UsageError(f"key `{key.kid}` was revoked; make a new one with `perdure keys new`")
-                tx.put_key(key)
-                text = f"registered for {key.person}: {', '.join(key.roles)}"
-                tx.audit(AuditRecord(kind="keys", at_ms=now_ms, name=key.kid, by=by, refs={"note": text}))
-
-        await self._runtime.store.transact(work)
-
-    async def revoke(self, kid: str, *, by: str, reason: str = "") -> KeyRecord:
-        """Revoke a key: nothing that it has signed and that was not used counts any more. Durable on return.
-
-        Raises:
-            UsageError: there is none, or several begin like that.
-        """
-        now_ms = self._runtime.now_ms()
-
-        def work(tx: Transaction) -> KeyRecord:
-            found = [key for key in tx.approver_keys() if key.kid.startswith(kid)]
-            if len(found) != 1:
-                raise UsageError(
-                    f"{len(found)} keys begin with `{kid}`, expected one; `perdure keys list` shows them"
-                )
-            key = msgspec.structs.replace(found[0], revoked_ms=found[0].revoked_ms or now_ms)
-            tx.put_key(key)
-            tx.audit(
-                AuditRecord(
-                    kind="keys", at_ms=now_ms, name=key.kid, by=by, refs={"note": f"revoked: {reason}"}
-                )
-            )
-            return key
-
-        return await self._runtime.store.transact(work)
+def count(tx: Transaction, counts: Mapping[str, int]) -> None:
+    """Keep the counters of passkeys; they only go up."""
+    for key in tx.approver_keys():
+        if counts.get(key.kid, 0) > key.sign_count:
+            tx.put_key(msgspec.structs.replace(key, sign_count=counts[key.kid]))
 
 
 def runtime_id(tx: Transaction, fresh: str) -> str:

@@ -27,7 +27,8 @@ from perdure.ports import Clock, Entropy, Secrets, Store, Telemetry, Toolset
 from perdure.runtime import forks
 from perdure.runtime.actions import Actions
 from perdure.runtime.agent_tools import AgentsToolset
-from perdure.runtime.approvals import Approvals, Keys
+from perdure.runtime.approvals import Approvals
+from perdure.runtime.approver_keys import Keys
 from perdure.runtime.auditing import Audit, signing
 from perdure.runtime.config import settings_from
 from perdure.runtime.containment import Containments
