@@ -13,8 +13,9 @@ from joserfc import jws
 from perdure.core.canonical import canonical
 from perdure.core.verdicts import Demand
 from perdure.governance.claims import ActionClaim
-from perdure.governance.grants import ALGORITHM, TYPE, sign, statement_of, verify
+from perdure.governance.grants import ALGORITHM, sign, verify
 from perdure.governance.keys import private_key, public_record
+from perdure.governance.statements import TYPE, statement_of
 
 ROUNDS = 9
 CALLS = 300  # of each in a round; they take turns, so that a slow moment hits both

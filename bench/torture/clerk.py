@@ -16,8 +16,9 @@ from bench.torture.log import Log
 from perdure import Principal, Runtime
 from perdure.core.actions import ActionRecord, ActionState
 from perdure.core.errors import ActionUnknownError, RefusedError, UnavailableError
-from perdure.governance.grants import Decision, sign
+from perdure.governance.grants import sign
 from perdure.governance.keys import SEED_BYTES, private_key, public_record
+from perdure.governance.statements import Decision
 from perdure.runtime.approvals import Pending
 
 FLIGHT = 24  # runs that are unfinished at once: each kill meets several of them

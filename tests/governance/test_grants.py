@@ -19,8 +19,9 @@ from perdure.core.principals import Principal
 from perdure.core.verdicts import Demand, Reason
 from perdure.governance import grant_errors as errors
 from perdure.governance.claims import ActionClaim, claim_of, display
-from perdure.governance.grants import Granted, add_signature, read_statement, sign, statement_of, verify
+from perdure.governance.grants import Granted, add_signature, read_statement, sign, verify
 from perdure.governance.keys import from_jwks, private_key, public_record, read_private, write_private
+from perdure.governance.statements import statement_of
 
 NOW = 1_800_000_000_000
 REASONS = (Reason(code="policy-hold", message="payments over 1000 are asked for", rule="payments"),)

@@ -12,8 +12,9 @@ from joserfc import jws
 from joserfc.jwk import OKPKey
 
 from perdure.core.errors import InputInvalidError
-from perdure.governance.grants import Statement, add_signature, sign
+from perdure.governance.grants import add_signature, sign
 from perdure.governance.keys import from_jwks, private_key
+from perdure.governance.statements import Statement
 
 FIELD = 2**255 - 19
 EIGHTH = 2707385501144840649318225287225658788936804267575313519463743609750303021456

@@ -14,8 +14,9 @@ from perdure.governance import grant_errors as errors
 from perdure.governance import passkey_registration as registration
 from perdure.governance import passkeys
 from perdure.governance.claims import ActionClaim
-from perdure.governance.grants import sign, statement_of
+from perdure.governance.grants import sign
 from perdure.governance.keys import private_key, public_record
+from perdure.governance.statements import statement_of
 from tests.governance import authenticator
 from tests.governance.authenticator import PARTY, b64
 

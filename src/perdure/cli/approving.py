@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +16,11 @@ from perdure.cli.output import Out
 from perdure.core.approvals import KeyRecord
 from perdure.core.errors import UsageError
 from perdure.core.verdicts import Demand
+from perdure.governance.claims import display
 from perdure.governance.grants import sign
 from perdure.governance.keys import from_jwks, public_record
 from perdure.governance.signed import co_signed
+from perdure.governance.statements import also as also_told
 from perdure.runtime import Runtime
 from perdure.runtime.approvals import Pending, Submitted
 
@@ -91,6 +95,8 @@ def decide(
     key: Path | None,
     reason: str,
     arguments: str | None,
+    also: int = 0,
+    free: Sequence[str] = (),
 ) -> None:
     """Sign a decision with the key of this person, and hand it in."""
     if arguments is not None and decision == "reject":
@@ -101,11 +107,15 @@ def decide(
     async def work(runtime: Runtime) -> tuple[Pending, Submitted]:
         row = runtime.approvals.show(action)
         unfinished = runtime.approvals.unfinished(action)
-        if decision == "approve" and changed is None and unfinished is not None:
+        if decision == "approve" and changed is None and unfinished is not None and not also:
             token = co_signed(unfinished.token, private)
         else:
             kind: Any = "approve_edited" if changed is not None else decision
-            token = sign(runtime.approvals.statement(action, kind, reason=reason, arguments=changed), private)
+            statement = runtime.approvals.statement(
+                action, kind, reason=reason, arguments=changed, also=also, free=free
+            )
+            shown = display(row.claim, row.reasons, also_told(statement.group))
+            row, token = replace(row, shown=shown), sign(statement, private)
         return row, await runtime.approvals.submit(action, token)
 
     submitted(out, *beside(data, work))

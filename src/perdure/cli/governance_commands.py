@@ -51,6 +51,8 @@ def approve(
     *,
     reason: str = "",
     arguments: str | None = None,
+    also: int = 0,
+    free: list[str] | None = None,
     key: KeyFile = None,
     data: Data = DATA,
     json: Json = False,
@@ -61,10 +63,22 @@ def approve(
         action: Its id.
         reason: Why; it is in the record.
         arguments: Other arguments to go on with, as JSON; they are judged again.
+        also: So many more actions of this run like this one (at most 49), within the hour, without asking.
+        free: An argument that may be anything in those; may be given several times.
     """
     from perdure.cli import approving
 
-    approving.decide(data, Out(json), action, "approve", key=key, reason=reason, arguments=arguments)
+    approving.decide(
+        data,
+        Out(json),
+        action,
+        "approve",
+        key=key,
+        reason=reason,
+        arguments=arguments,
+        also=also,
+        free=free or [],
+    )
 
 
 @approvals.command

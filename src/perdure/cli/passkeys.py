@@ -15,8 +15,8 @@ from perdure.cli.opening import beside
 from perdure.cli.output import Out
 from perdure.core.approvals import KeyRecord
 from perdure.core.errors import UsageError
-from perdure.governance.grants import Statement
 from perdure.governance.passkeys import RelyingParty
+from perdure.governance.statements import Statement
 from perdure.runtime import Runtime
 from perdure.runtime.approvals import Asked, Pending, Submitted, passkey_token
 

@@ -38,7 +38,7 @@ from perdure.gateway.seat import Act, Outcome, Seat
 from perdure.gateway.wire import AnswerReader, RequestFacts
 from perdure.gateway.wire.usage import without_usage
 from perdure.kernel.actions import in_doubt
-from perdure.ports import Answer, NullTelemetry, Probe, Telemetry, Tool, Undo, Upstreams
+from perdure.ports import Answer, NullTelemetry, Probe, Telemetry, Tool, Transaction, Undo, Upstreams
 
 S = ActionState
 OUTPUT_TOKENS_ASSUMED = 4_096  # reserved for an answer where the request sets no limit
@@ -110,9 +110,13 @@ class Gateway:
         async def judged() -> e.CallEntry:
             verdict = await self._looked(seat, act, await governance.judge(seat, act))
 
-            def make(tx: Any, position: dict[str, int]) -> tuple[e.CallEntry, Any]:
+            def covered(tx: Transaction, found: Verdict, now_ms: int) -> str:
+                claim = governance.claim(seat, act, act.stored, found.policy)
+                return governance.use_group(tx, claim, found.reasons, found.demands, now_ms)
+
+            def make(tx: Transaction, position: dict[str, int]) -> tuple[e.CallEntry, Any]:
                 entry, blobs, room = intents.propose(
-                    tx, position, seat, act, self.payload_bytes_max, hold, verdict
+                    tx, position, seat, act, self.payload_bytes_max, hold, verdict, covered
                 )
                 warnings.extend(room.warnings)
                 return entry, blobs

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from perdure.core.approvals import KeyRecord
 from perdure.core.errors import UsageError
 from perdure.core.principals import Chain
 from perdure.core.verdicts import Demand, Reason, Verdict
@@ -16,6 +17,7 @@ from perdure.gateway.seat import Act, Seat
 from perdure.gateway.vault import Vault
 from perdure.governance.claims import ActionClaim, claim_of
 from perdure.governance.grant_errors import GrantMissingError, GrantRefusedError, GrantUsedError
+from perdure.governance.groups import Repeat
 from perdure.governance.signed import envelopes, read_statement, verify
 from perdure.ports import Transaction
 
@@ -127,6 +129,40 @@ class Governance:
             if granted.statement.decision != "reject" and tx.use_grant(grant.jti, now_ms):
                 return grant.jti
         raise error or GrantMissingError("nobody has signed anything about it")
+
+    def use_group(
+        self,
+        tx: Transaction,
+        claim: ActionClaim,
+        reasons: Sequence[Reason],
+        demands: Sequence[Demand],
+        now_ms: int,
+    ) -> str:
+        """Use a group grant of the run that an action is in; its id, empty if there is none.
+
+        Args:
+            tx: the transaction of the intent.
+            claim: the action.
+            reasons: why it would be held.
+            demands: what is asked for.
+            now_ms: the time.
+        """
+        keys: dict[str, KeyRecord] | None = None
+        repeat = Repeat(**msgspec.structs.asdict(claim))
+        for grant in tx.run_grants(claim.run):
+            if grant.used_ms is None or (group := read_statement(grant.token).group) is None:
+                continue
+            keys = keys or {key.kid: key for key in tx.approver_keys()}
+            try:
+                verify(
+                    grant.token, claim=repeat, reasons=reasons, keys=keys, demands=demands, audience=self.audience,
+                    now_ms=now_ms, counted=envelopes(grant.token),
+                )  # fmt: skip
+            except (GrantRefusedError, UsageError):
+                continue  # then it is held, and somebody is asked
+            if tx.use_group(grant.jti, claim.run, claim.seq, group.count - 1, now_ms):
+                return grant.jti
+        return ""
 
 
 def subject_of(chain: Chain) -> str:

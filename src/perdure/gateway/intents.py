@@ -5,7 +5,7 @@ Containment and budget are judged here, and a grant is used up here: nobody can 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -43,6 +43,7 @@ def propose(
     limit: int,
     hold: e.Failure | None = None,
     verdict: Verdict = ALLOW,
+    covered: Callable[[Transaction, Verdict, int], str] | None = None,
 ) -> tuple[Any, Blobs, Room]:
     """Judge containment and budget and record the intent (or that the act is held or refused), in one transaction.
 
@@ -54,6 +55,7 @@ def propose(
         limit: the largest payload in bytes.
         hold: holds it for this reason, whatever the gates say.
         verdict: what the gates before this one say.
+        covered: uses a group grant that covers a hold; its id, empty if there is none.
 
     Returns:
         The entry, its blobs, and what the budget said.
@@ -64,8 +66,12 @@ def propose(
     verdict = both(verdict, _contained(tx, seat, act, accounts, now_ms))
     _contain(tx, seat, verdict, now_ms)
     room = judge(accounts, act.estimate, now_ms)
+    grant = ""
     if verdict.is_deny:
         room = Room(refusal_of(verdict))
+    elif verdict.is_hold and hold is None and room.refusal is None and covered is not None:
+        grant = covered(tx, verdict, now_ms)
+        room = room if grant else Room(refusal_of(verdict), holds=True)
     elif verdict.is_hold and (room.refusal is None or room.holds):
         room = Room(refusal_of(verdict), holds=True)
     elif hold is not None and (room.refusal is None or room.holds):
@@ -77,7 +83,7 @@ def propose(
     if room.refusal is None:
         before, more = _before(act, limit)
         blobs = {**blobs, **more}
-        entry, state = _intended(common, act, payload, verdict, before=before), S.INTENDED
+        entry, state = _intended(common, act, payload, verdict, before=before, grant=grant), S.INTENDED
         tx.book(seat.run_id, act.estimate, NOTHING)
     elif room.holds:
         entry, state = _held(common, act, payload, room.refusal, verdict), S.HELD
@@ -91,6 +97,7 @@ def propose(
         now_ms,
         reasons=verdict.reasons,
         policy=verdict.policy,
+        grant=grant,
         sealed=act.seal(tx) if act.seal else ("", b""),
     )
     return entry, blobs, room

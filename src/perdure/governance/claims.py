@@ -75,11 +75,11 @@ def claim_of(
     )
 
 
-def display(claim: ActionClaim, reasons: Sequence[Reason] = ()) -> str:
+def display(claim: ActionClaim, reasons: Sequence[Reason] = (), also: str = "") -> str:
     """What an approver is shown: see :func:`perdure.governance.display.render`."""
-    return render(claim, reasons).text
+    return render(claim, reasons, also).text
 
 
-def display_digest(claim: ActionClaim, reasons: Sequence[Reason] = ()) -> str:
+def display_digest(claim: ActionClaim, reasons: Sequence[Reason] = (), also: str = "") -> str:
     """SHA-256 of what an approver is shown."""
-    return render(claim, reasons).digest
+    return render(claim, reasons, also).digest

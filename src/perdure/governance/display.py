@@ -34,14 +34,18 @@ class Display:
     digest: str
 
 
-def render(claim: ActionClaim, reasons: Sequence[Reason] = ()) -> Display:
+def render(claim: ActionClaim, reasons: Sequence[Reason] = (), also: str = "") -> Display:
     """Show an action, one line for each part. The same action and reasons always give the same text.
+
+    ``also`` is what else the same signature would release.
 
     Long values are shown by both ends, their length in characters and the digest of the whole, and say so.
     """
     lines = [f"tool       {clear(claim.tool)}", f"run        {clear(claim.run)}, call {claim.seq}"]
     lines.append(f"acting     {clear(' for '.join(claim.principals))}")
     lines += [f"asked for  {clear(reason.message)} ({clear(reason.code)})" for reason in reasons]
+    if also:
+        lines.append(f"also       {clear(also)}")
     lines.append(f"policies   {clear(claim.policy) or 'none'}")
     lines.append(f"declared   {clear(claim.tool_digest) or 'none'}")
     lines.append("arguments")

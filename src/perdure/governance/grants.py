@@ -12,7 +12,7 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,50 +22,17 @@ from perdure.core.errors import InputInvalidError
 from perdure.core.verdicts import Demand, Reason
 from perdure.governance import grant_errors as errors
 from perdure.governance.claims import ActionClaim, display_digest
+from perdure.governance.groups import Repeat, check, check_shown
+from perdure.governance.statements import TYPE, Statement, also
 
 if TYPE_CHECKING:
     from joserfc.jwk import OKPKey
 
-TYPE = "perdure-grant+jws"
 ALGORITHM = "Ed25519"
 BYTES_MAX = 65_536
 SIGNATURES_MAX = 16
 SKEW_S = 60  # how far the clock of an approver may be ahead
 LIFE_S_MAX = 24 * 3_600  # how long a signed decision may wait to be used
-TEXT_MAX = 2_000  # characters of a reason
-Decision = Literal["approve", "approve_edited", "reject"]
-
-
-class Statement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What is signed. Times in seconds of the epoch.
-
-    Attributes:
-        typ: always ``perdure-grant+jws``.
-        aud: the id of the runtime that it is for.
-        jti: its own id; good for one release.
-        iat: when it was made.
-        nbf: from when on it counts.
-        exp: until when.
-        action: the digest of the :class:`ActionClaim`.
-        display: the digest of what the approver was shown.
-        decision: ``approve``, ``approve_edited`` (with other arguments), ``reject``.
-        reason: told to the agent.
-        arguments: for ``approve_edited``, the arguments to go on with.
-        arguments_digest: SHA-256 of their RFC 8785 form.
-    """
-
-    typ: str
-    aud: str
-    jti: str
-    iat: int
-    nbf: int
-    exp: int
-    action: str
-    display: str
-    decision: Decision
-    reason: str = ""
-    arguments: dict[str, Any] | None = None
-    arguments_digest: str = ""
 
 
 class _Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,30 +66,6 @@ class Granted:
     persons: tuple[str, ...]
     kids: tuple[str, ...]
     digest: str
-
-
-def statement_of(
-    claim: ActionClaim,
-    reasons: Sequence[Reason],
-    *,
-    audience: str,
-    jti: str,
-    now_s: int,
-    decision: Decision,
-    reason: str = "",
-    arguments: dict[str, Any] | None = None,
-    life_s: int = 3_600,
-) -> Statement:
-    """A decision about an action, to be signed.
-
-    Raises:
-        InputInvalidError: an argument is a number that not every reader reads alike.
-    """
-    return Statement(
-        typ=TYPE, aud=audience, jti=jti, iat=now_s, nbf=now_s, exp=now_s + life_s, action=claim.digest,
-        display=display_digest(claim, reasons), decision=decision, reason=reason[:TEXT_MAX], arguments=arguments,
-        arguments_digest="" if arguments is None else canonical_digest(arguments),
-    )  # fmt: skip
 
 
 def sign(statement: Statement, key: OKPKey) -> str:
@@ -240,17 +183,12 @@ def judge(
     _check_persons(signers, demands, claim.requesters, claim.agents)
     statement = statement_from(payload)
     _check_time(statement, audience, now_ms)
-    try:
-        is_same = claim.digest == statement.action
-    except InputInvalidError as error:
-        raise errors.GrantActionMismatchError(f"the action cannot be approved: {error.message}") from error
-    if not is_same:
-        message = f"the grant is about action {statement.action[:12]}, this one is {claim.digest[:12]}; look again, then sign anew"
-        raise errors.GrantActionMismatchError(message)
-    if statement.display != display_digest(claim, reasons):
-        raise errors.GrantDisplayMismatchError(
-            "the approver was shown something else than what is about to happen"
-        )
+    if isinstance(claim, Repeat):
+        if statement.group is None or statement.decision != "approve":
+            raise errors.GrantActionMismatchError("the grant is about another action, and no group")
+        check(statement.group, claim, reasons)
+    else:
+        _check_action(statement, claim, reasons)
     _check_arguments(statement)
     return Granted(
         statement=statement,
@@ -383,6 +321,24 @@ def _check_time(statement: Statement, audience: str, now_ms: int) -> None:
         raise errors.GrantExpiredError(f"the grant counted until {statement.exp}, now it is {now_s}")
     if not statement.iat <= statement.exp <= statement.iat + LIFE_S_MAX:
         raise errors.GrantMalformedError(f"a grant counts for at most {LIFE_S_MAX} s")
+
+
+def _check_action(statement: Statement, claim: ActionClaim, reasons: Sequence[Reason]) -> None:
+    try:
+        is_same = claim.digest == statement.action
+    except InputInvalidError as error:
+        raise errors.GrantActionMismatchError(f"the action cannot be approved: {error.message}") from error
+    if not is_same:
+        message = f"the grant is about action {statement.action[:12]}, this one is {claim.digest[:12]}; look again, then sign anew"
+        raise errors.GrantActionMismatchError(message)
+    if statement.group is not None:
+        if statement.decision != "approve":
+            raise errors.GrantMalformedError("a group comes with `approve`, and only with it")
+        check_shown(statement.group, claim, reasons)
+    if statement.display != display_digest(claim, reasons, also(statement.group)):
+        raise errors.GrantDisplayMismatchError(
+            "the approver was shown something else than what is about to happen"
+        )
 
 
 def _check_arguments(statement: Statement) -> None:

@@ -25,8 +25,9 @@ from perdure.core.ids import checked_name
 from perdure.core.verdicts import Demand, Reason
 from perdure.governance import grant_errors as errors
 from perdure.governance.claims import ActionClaim
-from perdure.governance.grants import BYTES_MAX, SIGNATURES_MAX, Granted, Statement, judge, signatures
+from perdure.governance.grants import BYTES_MAX, SIGNATURES_MAX, Granted, judge, signatures
 from perdure.governance.keys import is_weak
+from perdure.governance.statements import Statement
 
 TYPE = "perdure-grant+webauthn"
 # Members of a registered key beside those of RFC 7517: the credential's id, and for whom it signs.

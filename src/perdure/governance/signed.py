@@ -16,8 +16,9 @@ from perdure.core.verdicts import Demand, Reason
 from perdure.governance import grants
 from perdure.governance.claims import ActionClaim
 from perdure.governance.grant_errors import GrantMalformedError
-from perdure.governance.grants import BYTES_MAX, Statement
+from perdure.governance.grants import BYTES_MAX
 from perdure.governance.passkeys import MixedGranted, is_passkey, payload_of, verify_envelopes
+from perdure.governance.statements import Statement
 
 if TYPE_CHECKING:
     from joserfc.jwk import OKPKey

@@ -254,6 +254,14 @@ class Transaction(Protocol):
         """Use a grant up; ``False`` if it was used before, or is not there."""
         ...
 
+    def run_grants(self, run_id: str) -> list[GrantRecord]:
+        """What was signed about actions of a run, oldest first."""
+        ...
+
+    def use_group(self, jti: str, run_id: str, call: int, more: int, now_ms: int) -> bool:
+        """Use a group grant for one action more; ``False`` if ``more`` were released with it already, or this one was."""
+        ...
+
     def fact(self, name: str) -> str | None:
         """What is known of this store under a name, such as its id."""
         ...

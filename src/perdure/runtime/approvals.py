@@ -24,10 +24,12 @@ from perdure.governance.grant_errors import (
     GrantRoleMissingError,
     GrantUsedError,
 )
-from perdure.governance.grants import Decision, Statement, statement_of
+from perdure.governance.groups import group_of
 from perdure.governance.passkey_registration import request_options
 from perdure.governance.passkeys import MixedGranted, RelyingParty, challenge, envelope, is_passkey, library
 from perdure.governance.signed import envelopes, joined, read_statement, verify
+from perdure.governance.statements import Decision, Statement, statement_of
+from perdure.governance.statements import also as also_told
 from perdure.ports import Transaction
 from perdure.runtime.actions import parts
 
@@ -136,6 +138,7 @@ class Approvals:
         claim = claim_of(
             run, call, row.name, tool_digest=last.tool, arguments=asked, chain=chain, policy=last.policy
         )
+        signed = tuple(tx.grants(run, call))
         return Pending(
             record=row,
             claim=claim,
@@ -143,8 +146,8 @@ class Approvals:
             demands=last.demands,
             due_ms=last.due_ms,
             asked=last.asked,
-            shown=display(claim, last.reasons),
-            signed=tuple(tx.grants(run, call)),
+            shown=display(claim, last.reasons, _also(signed)),
+            signed=signed,
         )
 
     # -- deciding
@@ -156,14 +159,28 @@ class Approvals:
         reason: str = "",
         arguments: dict[str, Any] | None = None,
         life_s: int = 3_600,
+        also: int = 0,
+        free: Sequence[str] = (),
     ) -> Statement:
         """What a person signs, with their own key, outside of the runtime.
 
+        Args:
+            action: its id.
+            decision: what is decided.
+            reason: told to the agent.
+            arguments: for ``approve_edited``, the arguments to go on with.
+            life_s: for how many seconds it counts.
+            also: so many more actions of the same shape, of the same run.
+            free: arguments that may be anything in those.
+
         Raises:
             ActionUnknownError: the action waits for no grant.
+            UsageError: the group cannot be one.
             InputInvalidError: an argument is a number that not every reader reads alike.
         """
         found = self.show(action)
+        if (also or free) and decision != "approve":
+            raise UsageError("more actions are approved only together with this one, as it is")
         return statement_of(
             found.claim,
             found.reasons,
@@ -174,6 +191,7 @@ class Approvals:
             reason=reason,
             arguments=arguments,
             life_s=life_s,
+            group=group_of(found.claim, found.reasons, also + 1, free) if also or free else None,
         )
 
     def ask(
@@ -359,3 +377,12 @@ def runtime_id(tx: Transaction, fresh: str) -> str:
     if known is None:
         tx.set_fact(RUNTIME_ID, fresh)
     return known or fresh
+
+
+def _also(signed: Sequence[GrantRecord]) -> str:
+    """What else somebody has begun to sign."""
+    for grant in reversed(signed):
+        statement = read_statement(grant.token)
+        if grant.used_ms is None and statement.decision != "reject":
+            return also_told(statement.group)
+    return ""

@@ -55,6 +55,27 @@ class ApprovalTables(SideTables):
             for jti, token, at_ms, used_ms in rows
         ]
 
+    def run_grants(self, run_id: str) -> list[GrantRecord]:
+        """What was signed about actions of a run, oldest first."""
+        rows = self._execute(
+            "SELECT jti, call, token, at_ms, used_ms FROM grants WHERE run = (SELECT key FROM runs WHERE id = ?) "
+            "ORDER BY at_ms, jti",
+            (run_id,),
+        ).fetchall()
+        return [
+            GrantRecord(jti=jti, run=run_id, call=call, token=token, at_ms=at_ms, used_ms=used_ms)
+            for jti, call, token, at_ms, used_ms in rows
+        ]
+
+    def use_group(self, jti: str, run_id: str, call: int, more: int, now_ms: int) -> bool:
+        """Use a group grant for one action more, if fewer than ``more`` were released with it."""
+        cursor = self._execute(
+            "INSERT OR IGNORE INTO grant_uses SELECT ?1, key, ?3, ?5 FROM runs WHERE id = ?2 AND "
+            "(SELECT count(*) FROM grant_uses WHERE jti = ?1) < ?4",
+            (jti, run_id, call, more, now_ms),
+        )
+        return bool(cursor.rowcount == 1)
+
     def grant(self, jti: str) -> GrantRecord | None:
         """One grant."""
         row = self._execute(

@@ -63,6 +63,9 @@ async def grants_are_used_once(store: Store) -> None:
     await store.transact(lambda tx: tx.put_grant(more))
     same(store.read(lambda tx: tx.grant("j1")), msgspec.structs.replace(more, used_ms=7), "and it stays used")
     check(not await store.transact(lambda tx: tx.use_grant("none", 7)), "one that is not there")
+    same([item.jti for item in store.read(lambda tx: tx.run_grants("r"))], ["j2", "j1"], "of a run, by time")
+    uses = await store.transact(lambda tx: [tx.use_group("j1", "r", call, 2, 9) for call in (2, 2, 3, 4)])
+    same(uses, [True, False, True, False], "so many more actions, each once")
     check(store.read(lambda tx: tx.grant("none")) is None, "nor seen")
 
 
