@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perdure import Label, Run, Runtime, Sink, ToolFlow, agent, declassify, endorse, process, tool
+from perdure import Label, Run, Runtime, Sink, ToolFlow, Upstream, agent, declassify, endorse, process, tool
 from perdure.core import entries as e
 from perdure.core.errors import DefinitionError, RefusedError
 from perdure.core.tools import ToolOutput
@@ -482,3 +482,32 @@ async def test_a_program_that_knows_nothing_of_labels(tmp_path: Path) -> None:
         found = await handle.result()
         assert "flow-untrusted" in found and f"paid {GOOD}" in found
         assert sent == [("pay", GOOD, 5)]
+
+
+@agent("thinker", tools=TOOLS)
+async def thinker(run: Run, asked: str, reads: bool) -> Any:
+    """Asks a model, in a context with or without a stranger's text, and pays whom it names."""
+    messages = [{"role": "user", "content": asked}]
+    mail = await run.act(read_mail)
+    if reads:
+        messages.append({"role": "user", "content": str(mail[0])})
+    answer = await run.model("m", messages)
+    chosen = answer["choices"][0]["message"]["content"]
+    try:
+        return await run.act(pay, to=chosen, cents=5)
+    except RefusedError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_models_answer_has_the_label_of_its_context(tmp_path: Path, reads: bool) -> None:  # noqa: FBT001
+    (tmp_path / "script.json").write_text('{"turns": [{"text": "the-usual-account-77"}]}')
+    upstream = Upstream(name="s", wire="scripted", path=str(tmp_path / "script.json"), models=("m",))
+    inbox.append("a stranger's words")
+    async with Runtime.open(tmp_path / "data", agents=[thinker], upstreams=[upstream]) as runtime:
+        await runtime.keys.register([public_record(ANNA, "anna", ["finance"], 1)], by="t")
+        handle = await runtime.start("thinker", {"asked": "whom do we pay?", "reads": reads})
+        if reads:
+            pending = await sign_it(runtime, "reject")
+            assert "comes from `model`" in pending.shown
+        assert await handle.result() == ("approval-rejected" if reads else "paid the-usual-account-77")
