@@ -1,6 +1,6 @@
-"""The fifteen attempts to do what nobody has approved, really made on each library: `python -m bench.rivals_approvals`.
+"""The fifteen attempts to do what nobody has approved, really made on two libraries and on Perdure: `python -m bench.rivals_approvals`.
 
-Each library runs in its own process and environment (`scripts/environments openai_agents` makes the one that this needs). A
+Each runs in its own process and environment (`scripts/environments openai_agents` makes the one that this needs). A
 verdict is what was found in the file of effects afterwards, never what a library says of itself.
 """
 
@@ -24,6 +24,7 @@ def subjects(root: Path) -> dict[str, tuple[Path, Path]]:
     return {
         "langgraph": (Path(sys.executable), HERE / "approvals" / "with_langgraph.py"),
         "openai_agents": (own, HERE / "approvals" / "with_openai_agents.py"),
+        "perdure": (Path(sys.executable), HERE / "approvals" / "with_perdure.py"),
     }
 
 

@@ -26,6 +26,7 @@ ATTEMPTS = {
     14: "approved after it was rejected",
     15: "the model says that it is approved",
 }
+YEAR_S = 366 * 86_400
 REFUSED, ACCEPTED, NOT_APPLICABLE = "refused", "accepted", "not applicable"
 
 
@@ -57,12 +58,13 @@ def killed(work: Callable[[], object]) -> None:
 @contextmanager
 def a_year_later() -> Iterator[None]:
     """The clock says that a year has passed."""
-    before = time.time
-    time.time = lambda: before() + 366 * 86_400
+    before, before_ns = time.time, time.time_ns
+    time.time = lambda: before() + YEAR_S
+    time.time_ns = lambda: before_ns() + YEAR_S * 10**9
     try:
         yield
     finally:
-        time.time = before
+        time.time, time.time_ns = before, before_ns
 
 
 def verdict(is_refused: bool, seen: object) -> dict[str, str]:
