@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,29 +53,35 @@ async def torture(kills: int, *, seed: int, epoch_kills: int = EPOCH_KILLS, repo
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="perdure-torture-") as name:
         folder = Path(name)
-        path = folder / "world.log"
-        recorder = subprocess.Popen(
-            [sys.executable, "-m", "bench.torture.recorder", str(path)], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert recorder.stdout is not None
-            (folder / "rules").mkdir()
-            lives = await Lives.begin(int(recorder.stdout.readline()), folder / "rules")
-            log = Log(path)
+        async with _around(folder) as (lives, log):
             while outcome.tally.kills < kills and outcome.verdict.is_good:
                 count = min(epoch_kills, kills - outcome.tally.kills)
                 chance = random.Random(f"{seed}/{outcome.epochs}")
                 epoch = Epoch(folder / f"data-{outcome.epochs}", lives, log, chance, outcome.tally)
-                found = await epoch.run(count)
-                outcome.verdict = outcome.verdict.plus(found)
+                outcome.verdict = outcome.verdict.plus(await epoch.run(count))
                 outcome.epochs += 1
                 outcome.took_s = time.monotonic() - began
                 report(_progress(outcome, kills))
-            await lives.end()
+    return outcome
+
+
+@asynccontextmanager
+async def _around(folder: Path) -> AsyncIterator[tuple[Lives, Log]]:
+    """The world, its log, and the process that forks workers."""
+    path = folder / "world.log"
+    (folder / "rules").mkdir()
+    command = [sys.executable, "-m", "bench.torture.recorder", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as recorder:
+        try:
+            assert recorder.stdout is not None
+            lives = await Lives.begin(int(recorder.stdout.readline()), folder / "rules")
+            with closing(Log(path)) as log:
+                try:
+                    yield lives, log
+                finally:
+                    await lives.end()
         finally:
             recorder.kill()
-            recorder.wait()
-    return outcome
 
 
 def _progress(outcome: Outcome, kills: int) -> str:

@@ -28,6 +28,10 @@ class Log:
         self.read()
         self.lines.clear()
 
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
     def count(self, key: str) -> int:
         """How often it was done."""
         return len(self.lines.get(key, ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bench.torture import __main__ as governed
 
 from perdure.testing import torture_actions, torture_governed
 from perdure.testing.torture import again, at_random, boundaries
@@ -44,3 +45,10 @@ async def test_a_grant_is_used_once_wherever_the_worker_is_killed(tmp_path: Path
     assert verdict.is_good, verdict
     assert verdict.kills >= 5, verdict
     assert verdict.effects >= 12, verdict
+
+
+async def test_governed_runs_killed_at_random() -> None:
+    outcome = await governed.torture(40, seed=7, report=lambda text: None)
+    assert outcome.verdict.is_good, governed.show(outcome)
+    assert outcome.tally.kills == 40
+    assert outcome.verdict.effects >= 20, governed.show(outcome)
