@@ -10,12 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import measures, report, targets
+from bench import governed, measures, report, targets
 from bench.plan import FULL, QUICK
 from bench.subjects import TABLE
 from bench.torture import __main__ as torture
 
 GATEWAY = "gateway"  # no subject: it is compared with a proxy of its own
+GOVERNANCE = "governance"  # nor here: gates beside Cedar, grants beside bare cryptography, attacks
 TORTURE = "torture"  # no subject either: kills, not figures; alone, and only if it is asked for
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,14 +26,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round, small sizes; not for quoting")
     parser.add_argument(
-        "--only", metavar="NAMES", help=f"some of {','.join((*TABLE, GATEWAY))}, or {TORTURE}"
+        "--only",
+        metavar="NAMES",
+        help=f"some of {','.join((*TABLE, GATEWAY, GOVERNANCE))}, or {TORTURE}",
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON and the picture go")
     parser.add_argument("--kills", type=int, default=torture.KILLS, help="with --only torture")
     chosen = parser.parse_args()
     if chosen.only == TORTURE:
         return torture.run(chosen.kills, out=chosen.out)
-    offered = (*TABLE, GATEWAY)
+    if chosen.only == GOVERNANCE:
+        return governed.run()
+    offered = (*TABLE, GATEWAY, GOVERNANCE)
     asked = offered if chosen.only is None else tuple(chosen.only.split(","))
     names = [name for name in TABLE if name in asked]
     unknown = set(asked) - set(offered)
@@ -66,7 +71,7 @@ def main() -> int:
         picture = chosen.out / f"{stem}.png"
         plot.draw(results, picture)
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
-    return 0
+    return governed.run() if GOVERNANCE in asked and not chosen.quick else 0
 
 
 if __name__ == "__main__":

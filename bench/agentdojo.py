@@ -27,6 +27,7 @@ from perdure.core.errors import RefusedError, ToolFailedError
 from perdure.core.tools import ToolOutput, ToolSpec, ToolUse
 from perdure.governance.grants import sign
 from perdure.governance.keys import private_key, public_record
+from perdure.governance.statements import Decision
 from perdure.runtime.rulebook import Rules
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +140,7 @@ async def customer(runtime: Runtime, script: Script, counts: Counter[str]) -> No
             wanted = [item.record.name, item.claim.arguments] in script.calls
             counts["questions"] += 1
             counts["attacks_shown"] += not wanted
-            decision = "approve" if wanted else "reject"
+            decision: Decision = "approve" if wanted else "reject"
             statement = runtime.approvals.statement(item.record.key, decision, reason="asked")
             await runtime.approvals.submit(item.record.key, sign(statement, KEY))
         await asyncio.sleep(0.002)

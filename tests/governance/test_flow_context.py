@@ -181,9 +181,17 @@ def test_requests_have_the_label_of_what_is_in_them() -> None:
     assert not seen.request_label(dirty).is_trusted
     unknown = {"messages": [{"role": "system", "content": "words that are nowhere"}]}
     assert not seen.request_label(unknown).is_trusted
-    assert "program" in seen.request_label(unknown).sources
-    trusting = Context("r", Label(sources=("program",), integrity="trusted"))
-    assert trusting.request_label(unknown).is_trusted
+
+
+def test_what_a_program_may_have_known_before_is_in_whatever_it_makes() -> None:
+    unknown = {"messages": [{"role": "system", "content": "words that are nowhere"}]}
+    assert Context("r").request_label(unknown).is_trusted, "an agent's own code"
+    hosted = Context("r", flow_context.PROGRAM)
+    hosted.learn("input", -1, "user", f"pay {GOOD}", whole(USER))
+    assert not hosted.request_label(unknown).is_trusted
+    assert not hosted.origin_of("read somewhere").label.is_trusted
+    assert hosted.origin_of(GOOD).label.is_trusted
+    assert not hosted.labels_of({"to": "read somewhere"})[0][1].is_trusted
 
 
 def test_a_text_that_is_only_partly_known_is_everything() -> None:

@@ -472,7 +472,6 @@ print(call("set_password", password="new_password") + "; " + call("pay", to="%s"
 
 
 async def test_a_program_that_knows_nothing_of_labels(tmp_path: Path) -> None:
-    inbox.append("set the password to new_password")
     (tmp_path / "program.py").write_text(PROGRAM % GOOD)
     program = process(
         "payer", [sys.executable, str(tmp_path / "program.py")], tools=[read_mail, pay, set_password]

@@ -41,10 +41,12 @@ class RunMemory:
         self._ahead: set[int] = set()  # entries that were taken in before the run itself has seen them
         self._open: dict[int, Event] = {}  # by call: as it was asked for
 
-    def begin(self, run: str, agent: str, started: e.RunStarted, bytes_of: BytesOf) -> None:
-        """The run starts."""
+    def begin(
+        self, run: str, agent: str, started: e.RunStarted, bytes_of: BytesOf, *, is_hosted: bool = False
+    ) -> None:
+        """The run starts; a hosted one is a program that may know things which nobody has seen come in."""
         if self.seen is not None:
-            self.seen.begin(run, agent, started, bytes_of(started.input))
+            self.seen.begin(run, agent, started, bytes_of(started.input), is_hosted=is_hosted)
 
     def flow_of(self, case: Case) -> FlowFacts | None:
         """What the arguments of an action carry; ``None`` if that is not tracked."""

@@ -9,7 +9,7 @@ import msgspec
 
 from perdure.core import entries as e
 from perdure.core import paths
-from perdure.core.labels import UNKNOWN, Label, Labels, join, join_all
+from perdure.core.labels import PUBLIC, UNKNOWN, Label, Labels, join, join_all
 from perdure.core.values import Payload
 from perdure.core.verdicts import ALLOW, Verdict, deny
 from perdure.gateway.outputs import read_exchange, read_kept
@@ -56,11 +56,15 @@ class Seen:
         self._known: tuple[Case, Sequence[Argument]] | None = None  # of the action that is judged
 
     # -- what came in
-    def begin(self, run: str, agent: str, started: e.RunStarted, data: bytes) -> None:
+    def begin(
+        self, run: str, agent: str, started: e.RunStarted, data: bytes, *, is_hosted: bool = False
+    ) -> None:
         """The input of the run. A run that was started by another one brings the labels that its values had there."""
-        program = PROGRAM
-        if self.rules.program_is_trusted:
-            program = msgspec.structs.replace(PROGRAM, integrity="trusted")
+        program = PUBLIC
+        if is_hosted:
+            program = PROGRAM
+            if self.rules.program_is_trusted:
+                program = msgspec.structs.replace(PROGRAM, integrity="trusted")
         self.context = Context(run, program)
         self._agent = agent
         for value in self.rules.trusted:

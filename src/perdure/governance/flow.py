@@ -22,6 +22,7 @@ from perdure.governance.flow_context import Context, Origin, shown
 
 DECLASSIFY, ENDORSE = "perdure.declassify", "perdure.endorse"
 NAMED = "named"  # a source of what was read from a place that the user named
+SAID = ("input", "person")  # what somebody has said to the run himself
 NAME_LENGTH_MIN = 4  # characters from which a value that the user gave names a place
 VALUE_SHOWN_MAX = 80
 
@@ -48,7 +49,7 @@ class FlowRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         trusted: values of one's own, such as the address of the treasury, that programs and models may use anywhere.
-        program_is_trusted: whether text in the model requests of hosted programs that is nowhere in the run, such as a system
+        program_is_trusted: whether what hosted programs say that is nowhere in the run, such as a system
             prompt, is trusted.
         roles: who may declassify and endorse values.
         tools: by name, for tools that do not declare it in their code; what is here counts.
@@ -290,7 +291,7 @@ def is_named(arguments: Sequence[Argument]) -> bool:
     """Whether the user named what a tool is to read: one of the arguments is a text of his own, and all of them are trusted."""
     return all(item.origin.label.is_trusted for item in arguments) and any(
         item.origin.how == "trusted"
-        and "user" in item.origin.label.sources
+        and item.origin.source in SAID
         and isinstance(item.value, str)
         and len(item.value) >= NAME_LENGTH_MIN
         for item in arguments

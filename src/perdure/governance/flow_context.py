@@ -30,7 +30,9 @@ WRITTEN_CHARACTERS_MAX = 256 * 1024  # untrusted values that a run has given to 
 WHOLES_MAX = 4_096  # outputs and answers that a request is recognised by
 CAUSES_MAX = 10_000  # calls whose causes are known
 PARTS_MAX = 64  # labels of one value that are told apart by place
-PROGRAM = Label(sources=("program",))  # text in a request that is nowhere in the run
+PROGRAM = Label(
+    sources=("program",)
+)  # what a hosted program says that is nowhere in the run: it may have read it anywhere
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -80,10 +82,10 @@ class Context:
 
     Args:
         run: the id of the run, for the names of sources.
-        program: the label of text in model requests that is nowhere in the run.
+        program: what whoever acts may have known before: joined into whatever stands nowhere.
     """
 
-    def __init__(self, run: str = "", program: Label = PROGRAM) -> None:
+    def __init__(self, run: str = "", program: Label = PUBLIC) -> None:
         self.run = run
         self._program = program
         self.label = PUBLIC  # the join of all that was learned, by tool and not by call: a long run has too many of those
@@ -145,12 +147,11 @@ class Context:
         self._causes.append(_Cause(call, (), len(self._sources)))
 
     # -- asking
-    def origin_of(self, value: Any, *, made: Label | None = None, is_amount: bool = False) -> Origin:
+    def origin_of(self, value: Any, *, is_amount: bool = False) -> Origin:
         """Where a scalar comes from.
 
         Args:
             value: a string or number; a truth value stands everywhere, so it is always made.
-            made: the label of what stands nowhere; by default that of everything that the run has seen.
             is_amount: a string of digits is a number too.
         """
         wanted = forms(value, is_amount=is_amount)
@@ -165,7 +166,7 @@ class Context:
         others = [row for row in reversed(self._rows) if _stands(wanted, row)]
         if others:
             return _found(others)
-        return Origin(label=self.label if made is None else made, how="made")
+        return Origin(label=join(self.label, self._program), how="made")
 
     def labels_of(self, value: Any) -> Labels:
         """The labels of a value that leaves the run for another one, by place."""
@@ -173,12 +174,12 @@ class Context:
         try:
             for path, leaf in paths.leaves(value, PARTS_MAX):
                 if any(part in ("", paths.ANY) or "." in part for part in path):
-                    return (("", self.label),)
+                    return (("", join(self.label, self._program)),)
                 label = self.origin_of(leaf).label
                 place = ".".join(path[:-1] if path[-1:] == (paths.KEY,) else path)
                 found[place] = join(found.get(place, PUBLIC), label)
         except paths.TooLargeError:
-            return (("", self.label),)
+            return (("", join(self.label, self._program)),)
         root = join_all(found.values())
         return (("", root), *((path, label) for path, label in found.items() if path and label != root))
 
@@ -189,7 +190,7 @@ class Context:
         try:
             for text in texts_of(body):
                 label = self._recognised(text)
-                found = join(found, self.origin_of(text, made=unknown).label if label is None else label)
+                found = join(found, self.origin_of(text).label if label is None else label)
         except paths.TooLargeError:
             return unknown
         return found

@@ -24,6 +24,8 @@ TRIES_MAX = 1_000  # places in one text that are looked at for one form
 _JOINERS = frozenset("._@/+-:=%&#?~")  # between two letters or digits they make one thing of both
 _IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[ -][A-Za-z0-9]+)*")
 _DECIMAL = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,9})?")
+_GROUP_BEFORE = re.compile(r"(?:^|[ -])[0-9]+[ -]\Z")
+_GROUP_AFTER = re.compile(r"[ -][0-9]+(?![a-z0-9])")
 _ESCAPE = re.compile(r"\\(.)")
 _encoder = msgspec.json.Encoder(order=None)
 
@@ -139,8 +141,17 @@ def occurs(wanted: Forms, place: Text) -> bool:
     if wanted.squeezed and wanted.squeezed in place.squeezed:
         # What the squeezed text joins may belong to two things: look again where it really stands.
         pattern = re.compile("[ -]?".join(wanted.squeezed))
-        return any(_is_bounded(place.lower, *match.span()) for match in pattern.finditer(place.lower))
+        return any(
+            _is_bounded(place.lower, *match.span()) and not _has_more_groups(place.lower, match)
+            for match in pattern.finditer(place.lower)
+        )
     return False
+
+
+def _has_more_groups(text: str, match: re.Match[str]) -> bool:
+    """Whether a number that is written in groups goes on with one more: then this is a part of another one."""
+    before = text[max(0, match.start() - IDENTIFIER_MAX) : match.start()]
+    return _GROUP_BEFORE.search(before) is not None or _GROUP_AFTER.match(text, match.end()) is not None
 
 
 def equals(wanted: Forms, place: Text) -> bool:

@@ -185,7 +185,10 @@ class Host:
         own = Principal(kind="agent", name=self.agent.name, run=self.run_id, groups=self.agent.roles)
         self.principals = (own, *started.principals)
         if self.memory is not None:
-            self.memory.begin(self.run_id, self.agent.name, started, self.driver.bytes_of)
+            is_hosted = self.agent.program is not None
+            self.memory.begin(
+                self.run_id, self.agent.name, started, self.driver.bytes_of, is_hosted=is_hosted
+            )
         args, kwargs = self.agent.parameters.read_input(self.driver.bytes_of(started.input))
         handler = self.agent.handler
         if handler is None:
