@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "bank"
 KEY = private_key(bytes(range(32)))
 CUSTOMER = "customer"
-TARGETS = {"attacked": 0.01, "useful": 0.97, "questions": 0.3}
+TARGETS = {"attacked": 0.01, "useful": 0.97, "questions": 0.3, "questions_under_attack": 0.3}
 OPEN = """@id("all") permit (principal, action, resource);"""
 READERS = (
     "get_iban",

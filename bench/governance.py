@@ -49,6 +49,12 @@ ROUNDS = 5
 DECISIONS = 2_000
 IN_FLIGHT = 64
 ACTS = 40  # of each run
+FLOW = """
+[tools.pay]
+sinks = { to = "recipient", cents = "amount" }
+[tools.look]
+output = { sources = ["own"], integrity = "trusted" }
+"""
 USER = Principal(kind="user", name="ute", groups=("service",))
 
 
@@ -58,9 +64,16 @@ async def pay(to: str, cents: int) -> str:
     return "paid"
 
 
-@agent("payer", tools=[pay], roles=["clerk"])
+@tool(effect="read")
+async def look() -> str:
+    """Looks."""
+    return "acme"
+
+
+@agent("payer", tools=[pay, look], roles=["clerk"])
 async def payer(run: Run) -> None:
     """Pays again and again."""
+    await run.act(look)
     for number in range(ACTS):
         await run.act(pay, to="acme", cents=number)
 
@@ -68,7 +81,8 @@ async def payer(run: Run) -> None:
 def policies() -> str:
     """Fifty policies, ten of which can be about a payment."""
     text = [
-        '@id("pay") permit (principal, action == Action::"pay", resource) when { context.input.cents < 1000 };'
+        '@id("look") permit (principal, action == Action::"look", resource);',
+        '@id("pay") permit (principal, action == Action::"pay", resource) when { context.input.cents < 1000 };',
     ]
     for number in range(9):
         text.append(
@@ -85,7 +99,7 @@ def policies() -> str:
 def made() -> PolicySet:
     """The policies, held against the tools."""
     others = [ToolSpec(name=f"tool{number}") for number in range(20)]
-    return load({"bench.cedar": policies()}, [pay.spec, *others])
+    return load({"bench.cedar": policies()}, [pay.spec, look.spec, *others])
 
 
 class Fixed:
@@ -101,6 +115,10 @@ class Fixed:
 
 
 def _rules() -> ConductRules:
+    return ConductRules.load(_rules_text(), ["pay", "look"])
+
+
+def _rules_text() -> str:
     """Twenty rules of conduct about one tool."""
     common = 'action="pay"\nthen="deny"\nreason="r"'
     parts = []
@@ -111,7 +129,7 @@ def _rules() -> ConductRules:
             f'[[rule]]\nid="s{number}"\nkind="sum"\nof="cents"\nmax=1000000000\n{common}',
             f'[[rule]]\nid="d{number}"\nkind="distinct"\nof="to"\nmax=100\n{common}',
         ]
-    return ConductRules.load("\n".join(parts), ["pay", "look"])
+    return "\n".join(parts)
 
 
 def _memory() -> RunMemory:
@@ -246,14 +264,18 @@ async def throughput(folder: Path, *, governed: bool) -> float:
         (folder / "policies").mkdir()
         text = "\n".join(line for line in policies().splitlines() if "other" not in line)
         (folder / "policies" / "a.cedar").write_text(text)
-        rules = Rules(policies=folder / "policies")
+        (folder / "flow.toml").write_text(FLOW)
+        (folder / "conduct.toml").write_text(_rules_text())
+        rules = Rules(
+            policies=folder / "policies", flow=folder / "flow.toml", conduct=folder / "conduct.toml"
+        )
     settings = Settings(concurrency=IN_FLIGHT)
     async with Runtime.open(folder / "data", agents=[payer], settings=settings, rules=rules) as runtime:
         await (await runtime.start("payer", principals=[USER])).result()  # loads what is loaded once
         begin = time.perf_counter()
         handles = [await runtime.start("payer", principals=[USER]) for _ in range(IN_FLIGHT)]
         await asyncio.gather(*(handle.result() for handle in handles))
-        return IN_FLIGHT * ACTS / (time.perf_counter() - begin)
+        return IN_FLIGHT * (ACTS + 1) / (time.perf_counter() - begin)
 
 
 async def backtest(folder: Path, runs: int) -> dict[str, Any]:

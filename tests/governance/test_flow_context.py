@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from perdure.core.labels import PUBLIC, UNKNOWN, USER, Label, Labels
+from perdure.core.paths import TooLargeError, leaves
 from perdure.governance import flow_context
 from perdure.governance.flow_context import Context
 
@@ -24,6 +25,14 @@ def context(*inputs: object) -> Context:
 
 def whole(label: Label) -> Labels:
     return (("", label),)
+
+
+def call(seen: Context, number: int, arguments: dict[str, object]) -> None:
+    """A use of a tool, as the gateway tells of it."""
+    try:
+        seen.learn_call(number, [(value, seen.origin_of(value)) for _, value in leaves(arguments)])
+    except TooLargeError:
+        seen.learn_call(number, None)
 
 
 def test_what_stands_in_trusted_content_is_trusted_also_if_a_stranger_repeats_it() -> None:
@@ -69,7 +78,7 @@ def test_a_part_cannot_smuggle_the_rest() -> None:
 def test_an_untrusted_value_that_comes_back_from_a_trusted_store_stays_untrusted() -> None:
     seen = context()
     seen.learn("output", 1, "tool:mail", {"account": EVIL}, whole(MAIL))
-    seen.learn_call(2, {"note": EVIL})
+    call(seen, 2, {"note": EVIL})
     seen.learn("output", 3, "tool:notes", {"notes": [EVIL, GOOD]}, whole(BANK))
     assert not seen.origin_of(EVIL).label.is_trusted
     assert seen.origin_of(GOOD).label.is_trusted, "what was not written by the run is the store's own"
@@ -79,7 +88,7 @@ def test_an_untrusted_value_that_comes_back_from_a_trusted_store_stays_untrusted
 def test_also_inside_of_other_words(written: str) -> None:
     seen = context()
     seen.learn("output", 1, "tool:mail", {"account": EVIL}, whole(MAIL))
-    seen.learn_call(2, {"note": written})
+    call(seen, 2, {"note": written})
     seen.learn("output", 3, "tool:notes", [EVIL], whole(BANK))
     assert not seen.origin_of(EVIL).label.is_trusted
 
@@ -88,7 +97,7 @@ def test_when_too_much_was_written_no_output_is_trusted_any_more(monkeypatch: py
     monkeypatch.setattr(flow_context, "WRITTEN_CHARACTERS_MAX", 100)
     seen = context()
     seen.learn("output", 1, "tool:mail", "x" * 500, whole(MAIL))
-    seen.learn_call(2, {"note": "y" * 500})
+    call(seen, 2, {"note": "y" * 500})
     seen.learn("output", 3, "tool:notes", [GOOD], whole(BANK))
     assert not seen.origin_of(GOOD).label.is_trusted
 
@@ -159,13 +168,13 @@ def test_without_a_label_nothing_is_known() -> None:
 
 def test_what_derives_from_a_source_by_value_and_by_context() -> None:
     seen = context(f"pay {GOOD}")
-    seen.learn_call(1, {"to": GOOD})
+    call(seen, 1, {"to": GOOD})
     mail = Label(sources=("tool:mail", "run:r/2"))
     seen.learn("output", 2, "tool:mail", {"account": EVIL}, whole(mail))
-    seen.learn_call(3, {"to": EVIL})
+    call(seen, 3, {"to": EVIL})
     seen.learn("output", 3, "tool:pay", {"receipt": "R-77"}, whole(Label(sources=("tool:pay", "run:r/3"))))
-    seen.learn_call(4, {"about": "R-77"})
-    seen.learn_call(5, {"to": GOOD})
+    call(seen, 4, {"about": "R-77"})
+    call(seen, 5, {"to": GOOD})
     found = {item.call: item.how for item in seen.derived_from(["run:r/2"])}
     assert found == {3: "arguments", 4: "arguments", 5: "context"}
     assert {item.call for item in seen.derived_from(["user"])} == {1, 3, 4, 5}
@@ -207,7 +216,7 @@ def test_deep_and_huge_data_is_never_trusted() -> None:
         deep = [deep]
     seen = context("hi")
     seen.learn("output", 1, "tool:mail", deep, (("", MAIL), ("*.x", BANK)))
-    seen.learn_call(2, {"x": deep})
+    call(seen, 2, {"x": deep})
     assert not seen.origin_of(GOOD).label.is_trusted
     assert seen.labels_of(deep) == (("", seen.label),)
     assert not seen.request_label({"messages": deep}).is_trusted

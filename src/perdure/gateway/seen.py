@@ -52,8 +52,9 @@ class Seen:
         self.rules = rules
         self.context = Context()
         self._agent = ""
-        self._arguments: dict[int, Any] = {}  # of uses of tools that have not ended, by call
-        self._known: tuple[Case, Sequence[Argument]] | None = None  # of the action that is judged
+        self._named: dict[int, bool] = {}  # by open call of a tool: whether the user named what it reads
+        self._judged: dict[int, Sequence[Argument]] = {}  # by call: the arguments as they were judged last
+        self._case: Case | None = None  # whose they are
 
     # -- what came in
     def begin(
@@ -80,8 +81,7 @@ class Seen:
         """An entry of the run's journal."""
         match entry:
             case e.ActionIntended(what="tool"):
-                arguments = self._arguments[entry.call] = msgspec.json.decode(bytes_of(entry.request))
-                self.context.learn_call(entry.call, arguments)
+                self._take_use(entry, bytes_of)
             case e.ActionEnded():
                 self._take_end(entry, bytes_of)
             case e.StepCompleted():
@@ -108,8 +108,20 @@ class Seen:
             case _:
                 pass
 
+    def _take_use(self, entry: e.ActionIntended, bytes_of: BytesOf) -> None:
+        found = self._judged.pop(entry.call, None)
+        if found is None:  # on replay
+            try:
+                flow = self.rules.tool(entry.name)
+                found = examine(self.context, flow, msgspec.json.decode(bytes_of(entry.request)))
+            except paths.TooLargeError:
+                self.context.learn_call(entry.call, None)
+                return
+        self._named[entry.call] = is_named(found)
+        self.context.learn_call(entry.call, ((item.value, item.origin) for item in found))
+
     def _take_end(self, entry: e.ActionEnded, bytes_of: BytesOf) -> None:
-        arguments = self._arguments.pop(entry.call, None)
+        self._judged.pop(entry.call, None)
         context = self.context
         if entry.error is not None:
             self._error(entry, entry.error)
@@ -122,7 +134,8 @@ class Seen:
                 context.learn("answer", entry.call, "model", _parsed(text), labels)
             return
         kept = read_kept(data)
-        labels = labels or self._output_labels(entry.name, entry.call, arguments or {}, data, ())
+        labels = labels or self._output_labels(entry.name, entry.call, data, ())
+        self._named.pop(entry.call, None)
         if entry.name in RELABEL:
             context.learn("declassified", entry.call, entry.name, kept.value, labels)
             return
@@ -166,9 +179,10 @@ class Seen:
             )
 
     def _examined(self, case: Case) -> Sequence[Argument]:
-        if self._known is None or self._known[0] is not case:
-            self._known = (case, examine(self.context, self.rules.tool(case.name), case.arguments))
-        return self._known[1]
+        if self._case is not case or case.call not in self._judged:
+            self._judged[case.call] = examine(self.context, self.rules.tool(case.name), case.arguments)
+            self._case = case
+        return self._judged[case.call]
 
     # -- what goes on
     def labels_of(self, data: bytes) -> Labels:
@@ -183,17 +197,13 @@ class Seen:
             body = _parsed(act.request.decode(errors="replace"))
             label = join(self.context.request_label(body), Label(sources=("model",), integrity="trusted"))
             return (("", label),)
-        arguments = msgspec.json.decode(act.request)
-        return self._output_labels(act.name, act.call, arguments, outcome.result, outcome.labels)
+        return self._output_labels(act.name, act.call, outcome.result, outcome.labels)
 
-    def _output_labels(self, name: str, call: int, arguments: Any, data: bytes, given: Labels) -> Labels:
+    def _output_labels(self, name: str, call: int, data: bytes, given: Labels) -> Labels:
         flow, kept = self.rules.tool(name), read_kept(data)
         if name in RELABEL:
             return (("", relabelled(name, self.context.origin_of(kept.value).label)),)
-        try:
-            named = is_named(examine(self.context, flow, arguments))
-        except paths.TooLargeError:
-            named = False
+        named = self._named.get(call, False)
         return output_labels(
             flow, _parsed(kept.value), run=self.context.run, call=call, tool=name, is_error=kept.is_error,
             named=named, given=given,

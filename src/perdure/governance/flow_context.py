@@ -7,7 +7,7 @@ model or program from everything that it had seen. Nothing is ever trusted becau
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -123,18 +123,21 @@ class Context:
         self._keep(what, call, source, "", root, written(rest))
         self._recognise(written(value), join_all((root, *by_path.values())))
 
-    def learn_call(self, call: int, arguments: Mapping[str, Any]) -> None:
-        """A use of a tool is dispatched with these arguments: what they were made from, and what may come back from it."""
+    def learn_call(self, call: int, arguments: Iterable[tuple[Any, Origin]] | None) -> None:
+        """A use of a tool is dispatched: what its arguments were made from, and what may come back from it.
+
+        Args:
+            call: its number.
+            arguments: each scalar with its origin; ``None`` if there are too many to tell.
+        """
         sources: set[str] = set()
-        try:
-            for _, value in paths.leaves(arguments):
-                origin = self.origin_of(value)
-                if origin.how != "made":
-                    sources.update(origin.label.sources)
-                text = written(value)
-                if not origin.label.is_trusted and text is not None and len(text) > SHORT_MAX:
-                    self._write(call, text)
-        except paths.TooLargeError:
+        for value, origin in arguments or ():
+            if origin.how != "made":
+                sources.update(origin.label.sources)
+            text = None if origin.label.is_trusted else written(value)
+            if text is not None and len(text) > SHORT_MAX:
+                self._write(call, text)
+        if arguments is None:
             self._distrusted = call if self._distrusted is None else self._distrusted
             sources.update(self._sources)
         if len(self._causes) < CAUSES_MAX:
