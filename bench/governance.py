@@ -178,18 +178,25 @@ async def gates() -> dict[str, Any]:
 
     bare = _bare(found, case)
     own: list[float] = []
+    remembered: list[float] = []
     theirs: list[float] = []
     for _ in range(ROUNDS):
         begin = time.perf_counter()
         for _ in range(DECISIONS):
+            found._decided_before.clear()  # as if no action had been like it before
             await ours()
         own.append((time.perf_counter() - begin) / DECISIONS * 1e6)
+        begin = time.perf_counter()
+        for _ in range(DECISIONS):
+            await ours()
+        remembered.append((time.perf_counter() - begin) / DECISIONS * 1e6)
         begin = time.perf_counter()
         for _ in range(DECISIONS):
             bare()
         theirs.append((time.perf_counter() - begin) / DECISIONS * 1e6)
     return {
         "gates_us": median(own),
+        "remembered_us": median(remembered),
         "bare_us": median(theirs),
         "ratio": median(a / b for a, b in zip(own, theirs, strict=True)),
     }
@@ -322,7 +329,7 @@ def main() -> None:
         (
             "all gates, labels, 20 conduct rules, budget and audit leaf over the bare decisions of Cedar, 50 policies, chain of two",
             "at most 1.5x",
-            f"{found['gates']['ratio']:.2f}x",
+            f"{found['gates']['ratio']:.2f}x ({found['gates']['remembered_us']:.0f} us where the decision is remembered)",
             found["gates"]["ratio"] <= 1.5,
         ),
         (

@@ -532,11 +532,13 @@ def test_what_is_remembered_of_principals_is_bounded_and_the_oldest_goes(
     policies = made(ANY)
     people = [Principal(kind="user", name=f"u{n}") for n in range(5)]
     for person in (people[0], people[1], people[2], people[0], people[3]):
+        policies._decided_before.clear()
         policies.decide(asked(chain=(person,)))
     assert [key[0].name for key in policies._entities] == ["u2", "u0", "u3"], (
         "u1 was not asked for the longest"
     )
     for run in range(10):
+        policies._decided_before.clear()
         policies.decide(asked(chain=(Principal(kind="agent", name="a", run=f"r{run}"),)))
     assert len(policies._entities) == 3
     assert len([key for key in policies._entities if key[0].name == "a"]) == 1, "runs of one agent share one"
@@ -562,3 +564,74 @@ def test_a_number_and_a_text_are_never_taken_for_each_other() -> None:
         with pytest.raises(ValueError, match="expected a Long"):
             fitted(wrong, long)
     assert fitted(2**63 - 1, long) == 2**63 - 1
+
+
+REQUESTS = st.lists(
+    st.builds(
+        asked,
+        st.sampled_from(["pay", "look"]),
+        chain=CHAINS.map(tuple),
+        risk=st.sampled_from(["low", "high"]),
+        at_ms=st.sampled_from([0, 3 * 3_600_000]),
+        approved=st.booleans(),
+        labels=st.sampled_from([frozenset(), frozenset({"untrusted"}), frozenset({"untrusted", "made"})]),
+        confidence=st.sampled_from([None, 10, 90]),
+    ),
+    min_size=2,
+    max_size=6,
+)
+LOOKING = (
+    *CONDITIONS,
+    'when { context.governance.labels.contains("untrusted") }',
+    "when { context.governance has confidence && context.governance.confidence < 50 }",
+    "when { context.governance.approved }",
+    "when { context.governance.hour > 1 }",
+    'unless { context.governance == context.governance && context.governance.risk == "high" }',
+    "when { context == context }",
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["permit", "permit", "forbid"]), st.sampled_from(WHO), st.sampled_from(SCOPES), st.sampled_from(WHAT),
+            st.sampled_from(LOOKING),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    REQUESTS,
+)  # fmt: skip
+def test_what_is_remembered_is_what_would_be_decided(parts: Any, requests: Any) -> None:
+    text = usable(parts)
+    policies = made(text)
+    for request in requests:
+        remembered = policies.decide(request)
+        policies_anew = made(text)
+        assert remembered == policies_anew.decide(request)
+
+
+def test_decisions_are_told_apart_by_what_policies_look_at_and_by_nothing_else() -> None:
+    policies = made(
+        '@id("p") permit (principal, action == Action::"pay", resource) when { context.input.cents < 1000 };'
+    )
+    for run in range(5):
+        policies.decide(
+            asked(chain=(Principal(kind="agent", name="a", run=f"r{run}"),), at_ms=run * 10_000_000)
+        )
+    assert len(policies._decided_before) == 1
+    assert policies.decide(asked(arguments={"to": "acme", "cents": 5_000})).kind == "deny"
+    assert policies.decide(asked(arguments={"to": "other", "cents": 5})).kind == "allow"
+    assert policies.decide(asked(arguments={"cents": 5})).kind == "deny", (
+        "an argument that is missing is noticed"
+    )
+    assert policies.decide(asked(arguments={"to": 7, "cents": 5})).kind == "deny", "and one of another type"
+
+
+def test_what_is_remembered_of_decisions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "DECISIONS_MAX", 3)
+    policies = made('@id("p") permit (principal, action, resource) when { context.input == context.input };')
+    for cents in range(10):
+        policies.decide(asked(arguments={"to": "acme", "cents": cents}))
+    assert len(policies._decided_before) <= 3

@@ -22,6 +22,7 @@ from perdure.core.verdicts import Demand, Reason, Verdict, deny
 from perdure.governance.policy_errors import PolicyInvalidError
 from perdure.governance.policy_obligations import demand_of, obligations_of
 from perdure.governance.policy_reading import Policy, parsed, read
+from perdure.governance.policy_reads import key_of, reads_of
 from perdure.governance.policy_schema import (
     GROUPS,
     MODEL,
@@ -33,6 +34,7 @@ from perdure.governance.policy_schema import (
     schema_of,
 )
 
+DECISIONS_MAX = 10_000  # that are remembered: a few hundred bytes each
 CACHED_MAX = 1_000  # sets of entities: one for each link and tool
 DAY_S, HOUR_S = 86_400, 3_600
 THURSDAY = 3  # 1970-01-01; Monday is 0
@@ -97,6 +99,8 @@ class PolicySet:
         self.asks_for_budget = any("budget_left_usd_micros" in str(policy.data) for policy in policies)
         self._schema = schema
         self._slices: dict[str, Any] = {}
+        self._reads: dict[str, tuple[tuple[str, ...], ...]] = {}
+        self._decided_before: dict[Any, LinkDecision] = {}
         self._inputs = {
             name: {"type": "Record", "attributes": input_of(spec)} for name, spec in tools.items()
         }
@@ -131,14 +135,35 @@ class PolicySet:
         Raises:
             ValueError: there is no such tool, or an argument does not fit its type.
         """
-        handle = self.slice_of(MODEL if request.is_model else request.name)
-        context = self.context_of(request)
+        action = MODEL if request.is_model else request.name
+        context = self._context(request)
+        key = (request.is_model, request.name, key_of(context, self._reads_of(action)))
+        written = ""
         found: list[LinkDecision] = []
         for principal in request.chain:
-            found.append(self.ask(principal, request, handle, context))
-            if not found[-1].is_allowed:
+            who = (principal.kind, principal.name, principal.groups, key)  # whatever run it is
+            known = self._decided_before.get(who)
+            if known is None:
+                written = written or _json(context)
+                known = self.ask(principal, request, self.slice_of(action), written)
+                self._remember(who, known)
+            found.append(known)
+            if not known.is_allowed:
                 break
         return found
+
+    def _remember(self, key: Any, decision: LinkDecision) -> None:
+        if len(self._decided_before) >= DECISIONS_MAX:
+            self._decided_before.pop(next(iter(self._decided_before)))  # the oldest
+        self._decided_before[key] = decision
+
+    def _reads_of(self, action: str) -> tuple[tuple[str, ...], ...]:
+        """What of the context the policies about an action look at."""
+        known = self._reads.get(action)
+        if known is None:
+            about = [policy for policy in self.policies.values() if self.is_about(policy, action)]
+            known = self._reads[action] = reads_of(policy.data.get("conditions") for policy in about)
+        return known
 
     def ask(self, principal: Principal, request: PolicyRequest, handle: Any, context: str) -> LinkDecision:
         """What some of the policies say for one link.
@@ -176,6 +201,9 @@ class PolicySet:
         Raises:
             ValueError: there is no such tool, or an argument does not fit its type.
         """
+        return _json(self._context(request))
+
+    def _context(self, request: PolicyRequest) -> dict[str, Any]:
         if not request.is_model and request.name not in self.tools:
             raise ValueError(f"there is no tool `{request.name}`")
         seconds = request.at_ms // 1000
@@ -198,7 +226,7 @@ class PolicySet:
         if request.budget_left_usd_micros is not None:
             governance["budget_left_usd_micros"] = request.budget_left_usd_micros
         arguments = {} if request.is_model else fitted(dict(request.arguments), self._inputs[request.name])
-        return msgspec.json.encode({"governance": governance, "input": arguments}).decode()
+        return {"governance": governance, "input": arguments}
 
     def slice_of(self, action: str) -> Any:
         """The policies that can be about an action: fewer are quicker, and the decision is the same."""
@@ -269,6 +297,10 @@ class PolicySet:
 
     def _told(self, name: str) -> str:
         return self.policies[name].annotations.get("reason") or f"policy `{name}`"
+
+
+def _json(context: Mapping[str, Any]) -> str:
+    return msgspec.json.encode(context).decode()
 
 
 def _denied(link: LinkDecision, policies: Mapping[str, Policy]) -> Verdict:
