@@ -17,6 +17,7 @@ import pytest
 from perdure.governance import verify_file
 from tests.cli.conftest import Cli
 from tests.governance.authenticator import PARTY, Authenticator
+from tests.runtime.witness_process import WitnessProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
 
@@ -226,6 +227,41 @@ def test_the_audit_log(shop: Cli) -> None:
     bad = shop("audit", "verify", "--key", verifier, "--checkpoint", "note.txt")
     assert (bad.returncode, "FOUND:" in bad.stdout) == (1, True)
     assert shop("audit", "verify", "--key", "nonsense").returncode == 2
+
+
+def test_a_witness(shop: Cli) -> None:
+    verifier = shop.ok("audit", "key").strip()
+    witness = WitnessProcess(shop.folder / "w1").start(verifier)
+    try:
+        config = (shop.folder / "perdure.toml").read_text()
+        table = (
+            f'[[governance.witness]]\nname = "{witness.name}"\nurl = "{witness.url}"\nkey = "{witness.key}"\n'
+        )
+        (shop.folder / "perdure.toml").write_text(config + table)
+        shop.ok("run", "shop.py", order(900))
+        (shop.folder / "w1.key").write_text(witness.key)
+        [found] = lines(shop, "audit", "verify", "--witness", "w1.key", "--ask", witness.url)
+        assert (found["problems"], found["cosigned"]) == ([], found["size"])
+        assert "has cosigned" in shop.ok("audit", "verify", "--witness", witness.key, "--quorum", "1")
+        assert shop("audit", "verify", "--witness", witness.key, "--quorum", "2").returncode == 2
+        assert shop("audit", "verify", "--witness", verifier).returncode == 2
+        [status] = lines(shop, "audit", "status")
+        assert [item["state"] for item in status["witnesses"]] == ["cosigned"]
+        assert witness.name in shop.ok("audit", "status")
+    finally:
+        witness.kill()
+    away = shop("audit", "verify", "--ask", witness.url)
+    assert (away.returncode, "did not answer" in away.stderr) == (4, True)
+    assert (
+        shop("audit", "witness", "--name", "w", "--key", "k", "--state", "s", "--log", "w1.key").returncode
+        == 2
+    )
+    assert (
+        shop(
+            "audit", "witness", "--name", "w", "--key", "k", "--state", "s", "--log", "x", "--listen", "y"
+        ).returncode
+        == 2
+    )
 
 
 def test_policies(shop: Cli) -> None:

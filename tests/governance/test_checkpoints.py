@@ -218,7 +218,7 @@ class Asking:
 
     def send(self, text: str) -> Cosigned | Refused:
         self.now_s += 1
-        known = {LOG.name: LOG}
+        known = {LOG.name: [LOG]}
         answer = judge(
             text, logs=known, seen=self.seen, name=WITNESS.name, private=WITNESS_KEY, now_s=self.now_s
         )

@@ -20,7 +20,8 @@ from perdure.governance.checkpoints import cosigned_at_s, parse_checkpoint
 from perdure.governance.merkle import consistency_proof
 from perdure.governance.witness import Refused, Submission
 from perdure.hosting.programs import free_port
-from perdure.hosting.witness import WitnessState, ask_witness
+from perdure.hosting.witness import WitnessState
+from perdure.hosting.witness_client import ask_witness
 from tests.governance.logs import LOG, ORIGIN, THIEF, WITNESS, WITNESS_KEY, AuditedLog, verify
 
 
@@ -42,9 +43,9 @@ class Running:
 
     def command(self, *more: str) -> list[str]:
         return [
-            sys.executable, "-m", "perdure.hosting.witness", "--state", str(self.folder / "state.json"), "--key",
-            str(self.folder / "witness.pem"), "--name", WITNESS.name, "--log", str(self.folder / "log.key"), "--port",
-            str(self.port), *more,
+            sys.executable, "-m", "perdure.cli", "audit", "witness", "--state", str(self.folder / "state.json"), "--key",
+            str(self.folder / "witness.pem"), "--name", WITNESS.name, "--log", str(self.folder / "log.key"), "--listen",
+            f"127.0.0.1:{self.port}", *more,
         ]  # fmt: skip
 
     async def start(self, *more: str) -> None:

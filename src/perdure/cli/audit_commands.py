@@ -2,7 +2,6 @@
 
 # ruff: noqa: D417 - cyclopts reads the docstrings; the options that many commands share are described in ``options``
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,41 +16,37 @@ audit = App(name="audit", help="The tamper-evident log: verify, prove, export.",
 
 @audit.command
 def verify(
-    *, key: str | None = None, checkpoint: Path | None = None, data: Data = DATA, json: Json = False
+    *,
+    key: str | None = None,
+    checkpoint: Path | None = None,
+    witness: list[str] | None = None,
+    quorum: int | None = None,
+    ask: list[str] | None = None,
+    data: Data = DATA,
+    json: Json = False,
 ) -> int:
     """Look at every record, every hash and every signature, and hold the ledger against the log.
 
     Args:
         key: The public key of the log, kept elsewhere (default: that of the data directory).
         checkpoint: A checkpoint that was kept elsewhere: the log must continue it.
+        witness: The verifier key of a witness, or a file with it; can be given several times.
+        quorum: How many of the witnesses must have cosigned a head (default: all).
+        ask: The address of a witness: the log must continue what it cosigned last; can be given several times.
     """
-    from perdure.cli.opening import beside
-    from perdure.core.errors import UsageError
-    from perdure.runtime import Runtime
-    from perdure.runtime.auditing import Verified
+    from perdure.cli import auditing
 
-    out = Out(json)
-    try:
-        known = None if checkpoint is None else checkpoint.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"`{checkpoint}` cannot be read: {error}") from error
+    return auditing.verify(
+        data, Out(json), key=key, checkpoint=checkpoint, witnesses=witness or [], quorum=quorum, ask=ask or []
+    )
 
-    async def work(runtime: Runtime) -> Verified:
-        return runtime.audit.verify(key=key, known=known)
 
-    found = beside(data, work)
-    if json:
-        out.emit({**dataclasses.asdict(found), "whole": found.is_whole})
-    elif found.is_whole:
-        out.text(f"nothing found: {found.size} records, {found.signed} of them under the newest signed head")
-        if key is None:
-            out.text(
-                "The key is that of the data directory; keep `perdure audit key` elsewhere and give it with `--key`."
-            )
-    else:
-        for problem in found.problems:
-            out.text(f"FOUND: {problem}")
-    return 0 if found.is_whole else 1
+@audit.command
+def status(*, data: Data = DATA, json: Json = False) -> int:
+    """How far the log is signed, and what is known of its witnesses. Exit code 1 if one has refused."""
+    from perdure.cli import auditing
+
+    return auditing.status(data, Out(json))
 
 
 @audit.command(name="key")
@@ -177,6 +172,40 @@ def export(
     if output is not None:
         out = Out(json)
         out.emit({"lines": count, "file": str(output)}) if json else out.text(f"{count} lines in {output}")
+
+
+@audit.command
+def witness(
+    *,
+    name: str,
+    key: Path,
+    state: Path,
+    log: list[Path],
+    listen: str = "127.0.0.1:8787",
+    new: bool = False,
+    json: Json = False,
+) -> None:
+    """Be a witness: cosign checkpoints of logs, each only if it extends the last one. Prints its verifier key and serves until stopped.
+
+    Args:
+        name: Its name, such as `witness.example/w1`.
+        key: Its private key, Ed25519 in PEM; with `--new` it is made if it is missing.
+        state: The file with what it cosigned last. A witness that lost it does not start.
+        log: The public key of a log that it cosigns for; several, and of one log those that followed each other in their order.
+        listen: Host and port.
+        new: This witness has cosigned nothing yet.
+    """
+    del json  # its one line is the key
+    from perdure.core.errors import UsageError
+    from perdure.hosting.witness import WitnessState, log_keys_of, serve, witness_key
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise UsageError(f"`--listen` is HOST:PORT, found `{listen}`")
+    logs = log_keys_of(log)
+    private = witness_key(key, may_make=new)
+    held = WitnessState(state, is_new=new)
+    serve(held, name=name, private=private, logs=logs, host=host.strip("[]"), port=int(port))
 
 
 @audit.command

@@ -69,6 +69,8 @@ Govern:
   kill SCOPE                The kill switch.
   runs undo RUN APP         Take back what a run did.
   audit verify              Check the tamper-evident log.
+  audit status              How far it is signed, and what its witnesses say.
+  audit witness             Cosign checkpoints of logs, for somebody else.
   audit show RUN/CALL       What the log says of one action.
   audit prove RUN/CALL      The proof of one action, checked without the log.
   audit export              Write the whole log.

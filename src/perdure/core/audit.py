@@ -16,7 +16,7 @@ from perdure.core.errors import AuditInvalidError, InputInvalidError
 
 AuditKind = Literal[
     "judged", "held", "granted", "rejected", "expired", "intended", "ended", "doubted", "settled", "policy", "keys",
-    "configuration", "containment", "sandbox", "undo", "erased",
+    "configuration", "containment", "sandbox", "undo", "erased", "witness", "key",
 ]  # fmt: skip
 LEAF_BYTES_MAX = (
     64 * 1024
@@ -36,7 +36,8 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         call: the call of that run.
         agent: the agent's name.
         what: ``tool`` or ``model``.
-        name: the tool or model; for ``policy``, ``keys`` and ``configuration``, what was changed.
+        name: the tool or model; for ``policy``, ``keys`` and ``configuration``, what was changed; for ``witness``, who refused;
+            for ``key``, the log.
         verdict: what the gates answered together.
         codes: reason codes and the ids of the rules that counted.
         policy: digest of the policies in force.

@@ -31,7 +31,7 @@ IN_TOTO = "application/vnd.in-toto+json"
 PREDICATE = "urn:perdure:audit-records:1"
 
 OCSF_VERSION = "1.8.0"
-_ACTIVITY = {"policy": 3, "keys": 3, "configuration": 3, "containment": 3, "erased": 4, "undo": 4}
+_ACTIVITY = {"policy": 3, "keys": 3, "configuration": 3, "containment": 3, "key": 3, "erased": 4, "undo": 4}
 _ACTIVITY_NAMES = {
     3: "Update",
     4: "Delete",

@@ -1,7 +1,7 @@
 """Checks an exported audit log: one file, the standard library only, meant to be read by whoever has to trust it.
 
-    python verify_file.py export.jsonl checkpoint.txt public.key [--seen CHECKPOINT]... [--witness KEY]... [--json]
-    python verify_file.py --proof bundle.json public.key [--witness KEY]... [--json]
+    python verify_file.py export.jsonl checkpoint.txt public.key [--seen CHECKPOINT]... [--witness KEY]... [--quorum N] [--json]
+    python verify_file.py --proof bundle.json public.key [--witness KEY]... [--quorum N] [--json]
 
 `public.key` holds the log's verifier key (`name+id+base64`) and must have come to you by another way than the export.
 `checkpoint.txt` is what the log signed. An older copy of everything, with the checkpoint of its time, is a true history that
@@ -18,7 +18,7 @@ import base64
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from hashlib import sha256, sha512
 from itertools import islice
@@ -131,11 +131,9 @@ def read_head(note: str) -> Head:
     data = base64.b64decode(root, validate=True)
     if not gap or not origin or len(data) != 32 or not re.fullmatch("0|[1-9][0-9]{0,18}", size, re.ASCII):
         raise ValueError("no checkpoint: expected origin, size, root, an empty line and signatures")
-    signatures = list[tuple[str, bytes, bytes]]()
-    for name, encoded in (line.removeprefix("— ").split(" ") for line in lines.splitlines()):
-        raw = base64.b64decode(encoded, validate=True)
-        signatures.append((name, raw[:4], raw[4:]))
-    return Head(origin, int(size), data, body + "\n", signatures)
+    parts = (line.removeprefix("— ").split(" ") for line in lines.splitlines())
+    raw = [(name, base64.b64decode(encoded, validate=True)) for name, encoded in parts]
+    return Head(origin, int(size), data, body + "\n", [(name, item[:4], item[4:]) for name, item in raw])
 
 
 def signed_by(head: Head, key: Key) -> str:
@@ -177,9 +175,7 @@ class Tree:
     @property
     def root(self) -> bytes:
         """The root now."""
-        return reduce(
-            lambda right, left: sha256(b"\x01" + left + right).digest(), reversed(self.edge or [EMPTY])
-        )
+        return reduce(lambda old, left: sha256(b"\x01" + left + old).digest(), (self.edge or [EMPTY])[::-1])
 
 
 def is_included(leaf: bytes, index: int, size: int, proof: Iterable[bytes], root: bytes) -> bool:
@@ -237,10 +233,7 @@ class Check:
         self.findings, self.edited = list[Finding](), list[int]()
         self.good = 0  # the largest size at which the file is what the log signed
         self.bad: int | None = None  # the smallest at which it is not
-
-    def found(self, code: str, message: str, record: int | None = None) -> None:
-        """Note what was found."""
-        self.findings.append(Finding(code, message, record))
+        self.found: Callable[..., None] = lambda *said: self.findings.append(Finding(*said))
 
     def read(self, lines: Iterable[bytes]) -> None:
         """Every line of the file."""
@@ -316,7 +309,9 @@ class Check:
         return self.findings
 
 
-def check_head(note: str, key: Key, witnesses: Iterable[Key], what: str) -> tuple[list[Head], list[Finding]]:
+def check_head(
+    note: str, key: Key, what: str, witnesses: Sequence[Key] = (), quorum: int = 0
+) -> tuple[list[Head], list[Finding]]:
     """A checkpoint from outside, if the log signed it, and what is wrong with its form, signature and cosignatures."""
     try:
         head = read_head(note)
@@ -325,17 +320,18 @@ def check_head(note: str, key: Key, witnesses: Iterable[Key], what: str) -> tupl
     why = signed_by(head, key)
     if why:
         return [], [Finding("origin" if head.origin != key.name else "signature", f"{what}: {why}")]
-    reasons = filter(None, (cosigned_by(head, witness) for witness in witnesses))
-    return [head], [Finding("witness", f"{what}: {why}") for why in reasons]
+    reasons = [why for why in (cosigned_by(head, witness) for witness in witnesses) if why]
+    is_enough = 0 < quorum <= len(witnesses) - len(reasons)
+    return [head], [] if is_enough else [Finding("witness", f"{what}: {why}") for why in reasons]
 
 
 def check_export(
-    lines: Iterable[bytes], note: str, key: Key, seen: Iterable[str] = (), witnesses: Iterable[Key] = ()
-) -> tuple[int, list[Finding]]:
+    lines: Iterable[bytes], note: str, key: Key, seen: Iterable[str] = (), witnesses: Sequence[Key] = (), quorum: int = 0
+) -> tuple[int, list[Finding]]:  # fmt: skip
     """How many records an export has, and what is wrong with it: held against a checkpoint and others seen before."""
-    heads, findings = check_head(note, key, witnesses, "the checkpoint")
+    heads, findings = check_head(note, key, "the checkpoint", witnesses, quorum)
     for number, other in enumerate(seen, start=1):
-        more, wrong = check_head(other, key, (), f"checkpoint {number} of those seen before")
+        more, wrong = check_head(other, key, f"checkpoint {number} of those seen before")
         heads, findings = heads + more, findings + wrong
     roots: dict[int, bytes] = {}
     for head in heads:
@@ -346,7 +342,7 @@ def check_export(
     return check.tree.size, findings + check.end()
 
 
-def check_proof(bundle: str, key: Key, witnesses: Iterable[Key] = ()) -> list[Finding]:
+def check_proof(bundle: str, key: Key, witnesses: Sequence[Key] = (), quorum: int = 0) -> list[Finding]:
     """What is wrong with a bundle that proves one record."""
     try:
         found = json.loads(bundle)
@@ -356,7 +352,7 @@ def check_proof(bundle: str, key: Key, witnesses: Iterable[Key] = ()) -> list[Fi
             raise ValueError("it has another format")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [Finding("malformed", f"the bundle is no proof: {error}")]
-    heads, findings = check_head(note, key, witnesses, "the checkpoint")
+    heads, findings = check_head(note, key, "the checkpoint", witnesses, quorum)
     hashed = sha256(b"\x00" + leaf).digest()
     if any(not is_included(hashed, index, head.size, proof, head.root) for head in heads):
         findings.append(Finding("proof", f"it is not record {index} of those that were signed", index))
@@ -370,29 +366,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--proof", action="store_true", help="FILE is: bundle.json public.key")
     parser.add_argument("--seen", action="append", default=[], help="a checkpoint that you or a witness kept")
     parser.add_argument("--witness", action="append", default=[], help="a witness that must have cosigned")
+    parser.add_argument("--quorum", type=int, default=0, help="how many of them must have (default: all)")
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
     chosen = parser.parse_args(arguments)
     try:
         if len(chosen.files) != (2 if chosen.proof else 3):
             raise ValueError("expected export, checkpoint and key; with --proof, bundle and key")
         key = read_key(Path(chosen.files[-1]).read_text("utf-8"))
-        witnesses = [read_key(Path(path).read_text("utf-8")) for path in chosen.witness]
+        given = (read_key(Path(path).read_text("utf-8")) for path in chosen.witness)
+        witnesses = list({item.public: item for item in given}.values())
+        if not 0 <= chosen.quorum <= len(witnesses):
+            raise ValueError(f"a quorum of {chosen.quorum} does not fit {len(witnesses)} witnesses")
         if chosen.proof:
-            size, findings = 1, check_proof(Path(chosen.files[0]).read_text("utf-8"), key, witnesses)
+            bundle = Path(chosen.files[0]).read_text("utf-8")
+            size, findings = 1, check_proof(bundle, key, witnesses, chosen.quorum)
         else:
             note, *seen = (Path(path).read_text("utf-8") for path in (chosen.files[1], *chosen.seen))
             with Path(chosen.files[0]).open("rb") as file:
                 lines = iter(lambda: file.readline(LINE_BYTES_MAX), b"")  # a longer one comes in parts
-                size, findings = check_export(lines, note, key, seen, witnesses)
+                size, findings = check_export(lines, note, key, seen, witnesses, chosen.quorum)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"the check could not be made: {error}\n")
         return 2
     verdict = f"{size} record(s) of `{key.name}`: {'NOT ' if findings else ''}as signed"
-    shown = [*(f"{item.code}: {item.message}" for item in findings), verdict]
-    if chosen.json:
-        rows = [item._asdict() for item in findings]
-        shown = [json.dumps({"ok": not rows, "records": size, "findings": rows})]
-    sys.stdout.write("\n".join(shown) + "\n")
+    text = "\n".join([*(f"{item.code}: {item.message}" for item in findings), verdict])
+    told = {"ok": not findings, "records": size, "findings": [item._asdict() for item in findings]}
+    sys.stdout.write(f"{json.dumps(told) if chosen.json else text}\n")
     return 1 if findings else 0
 
 

@@ -1,13 +1,13 @@
 """What a witness does (C2SP tlog-witness): cosign a checkpoint only if it extends the last one that it cosigned.
 
 A log that forks, forgets or goes back cannot get its next checkpoint cosigned, because no consistency proof exists. This is
-the decision and the text of the protocol; the process is ``hosting.witness``.
+the decision and the text of the protocol; the process is ``hosting.witness``, who asks it ``hosting.witness_client``.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -89,7 +89,7 @@ def parse_submission(text: str) -> Submission:
 def judge(
     text: str,
     *,
-    logs: Mapping[str, VerifierKey],
+    logs: Mapping[str, Sequence[VerifierKey]],
     seen: Mapping[str, str],
     name: str,
     private: Ed25519PrivateKey,
@@ -102,7 +102,7 @@ def judge(
 
     Args:
         text: the submission.
-        logs: the keys of the logs that the witness knows, by origin.
+        logs: the keys of the logs that the witness knows, by origin, in the order in which they followed each other.
         seen: the notes that it cosigned last, by origin.
         name: the witness's name.
         private: the witness's key, used for nothing else.
@@ -114,14 +114,18 @@ def judge(
         new = parse_checkpoint(note)
     except AuditInvalidError as error:
         return Refused(400, "malformed", error.message)
-    key = logs.get(new.origin)
-    if key is None:
+    keys = logs.get(new.origin)
+    if not keys:
         return Refused(404, "origin-unknown", f"no log of the origin `{new.origin}` is known here")
+    before = seen.get(new.origin)
+    # A key that another one has followed does not come back.
+    known = keys if before is None else keys[_signer(before, keys) :]
     try:
+        key = known[_signer(asked.note, known)]
         open_checkpoint(asked.note, key)
     except AuditInvalidError as error:
         return Refused(403, "signature", error.message)
-    last = parse_checkpoint(seen[new.origin]) if new.origin in seen else None
+    last = None if before is None else parse_checkpoint(before)
     refusal = _objection(asked, new, last)
     if refusal is not None:
         return refusal
@@ -129,6 +133,12 @@ def judge(
     ours = note.by(key)
     kept = type(note)(note.body, ours).signed_with(signature)  # of others nothing is vouched for
     return Cosigned(signature.line, kept.text, new)
+
+
+def _signer(note: str, keys: Sequence[VerifierKey]) -> int:
+    """The place of the last of the keys that the note says it is signed with; 0 if it names none of them."""
+    parsed = parse_note(note)
+    return max((place for place, key in enumerate(keys) if parsed.by(key)), default=0)
 
 
 def _objection(asked: Submission, new: Checkpoint, last: Checkpoint | None) -> Refused | None:

@@ -4,40 +4,40 @@
 cosigned last is one file, made durable before any answer. A witness that lost its file would cosign a rolled-back log, so it
 refuses to start without one unless it is told that it is new.
 
-    python -m perdure.hosting.witness --state witness.json --key witness.pem --name witness.example/w1 --log log.key --new
+    perdure audit witness --state witness.json --key witness.pem --name witness.example/w1 --log log.key --new
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import time  # noqa: TID251 - a process of its own: nobody hands it a clock
 
-import httpx2
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from perdure.core.errors import AuditInvalidError, DefinitionError, InputInvalidError, UnavailableError
-from perdure.governance.checkpoints import add_cosignatures, parse_checkpoint
-from perdure.governance.merkle import Proof
-from perdure.governance.notes import COSIGNS, VerifierKey, parse_signature
-from perdure.governance.witness import Cosigned, Refused, Submission, judge
+from perdure.core.errors import AuditInvalidError, DefinitionError, InputInvalidError
+from perdure.governance.checkpoints import parse_checkpoint
+from perdure.governance.notes import COSIGNS, SIGNS, VerifierKey
+from perdure.governance.witness import Cosigned, judge
 
 REQUEST_BYTES_MAX = 128 * 1024  # 63 hashes and a note
-ANSWER_BYTES_MAX = 16 * 1024
 SIZE = "text/x.tlog.size"
 
 
@@ -114,10 +114,12 @@ def witness_app(
         state: what it cosigned so far.
         name: its name.
         private: its key, used for nothing else.
-        logs: the keys of the logs that it cosigns for.
+        logs: the keys of the logs that it cosigns for; of one log, in the order in which they followed each other.
         now_s: gives the time, in seconds since 1970.
     """
-    known = {key.name: key for key in logs}
+    known: dict[str, list[VerifierKey]] = {}
+    for key in logs:
+        known.setdefault(key.name, []).append(key)
     turn = asyncio.Lock()  # from reading what was cosigned last until the next is durable
 
     async def add_checkpoint(request: Request) -> Response:
@@ -160,83 +162,61 @@ async def _text(request: Request) -> str | None:
         return None
 
 
-async def ask_witness(
-    client: httpx2.AsyncClient, note: str, prove: Callable[[int], Proof], key: VerifierKey, *, old: int = 0
-) -> str | Refused:
-    """The note with the witness's cosignature, or its refusal: then the log is not what it was, or it is not known there.
-
-    May ask twice: once more if the witness names another size than ``old``. Asking again is harmless.
+def witness_key(path: Path, *, may_make: bool = False) -> Ed25519PrivateKey:
+    """A witness's private key, Ed25519 in PEM.
 
     Args:
-        client: with the witness's address as its base.
-        note: the signed checkpoint.
-        prove: the consistency proof from a size to the checkpoint.
-        key: the witness's cosigning key.
-        old: the size that it cosigned last, if known.
+        path: the file.
+        may_make: make it, readable by its owner only, if it is not there.
 
     Raises:
-        UnavailableError: it did not answer, or not as the protocol says.
+        DefinitionError: it is missing, or is no such key.
     """
-    size = parse_checkpoint(note).size
-    for _ in range(2):
-        submission = Submission(old, prove(old) if old else (), note)
-        try:
-            answer = await client.post("/add-checkpoint", content=submission.text.encode())
-        except httpx2.HTTPError as error:
-            raise UnavailableError(f"the witness `{key.name}` did not answer: {error}") from error
-        text = answer.text[:ANSWER_BYTES_MAX]
-        if answer.status_code == 200:
-            return _cosigned(note, text, key)
-        if answer.status_code != 409:
-            return Refused(answer.status_code, text.partition(":")[0], text.strip())
-        last = text.strip()
-        if not last.isdecimal() or len(last) > 19:
-            break
-        if int(last) > size:  # it saw more than we have: this log went back
-            return Refused(
-                409, "rollback", f"the witness cosigned {last} records and the log has {size}", int(last)
-            )
-        old = int(last)
-    raise UnavailableError(f"the witness `{key.name}` answers with changing sizes")
-
-
-def _cosigned(note: str, text: str, key: VerifierKey) -> str:
-    lines = []
-    for line in text.splitlines():
-        with contextlib.suppress(AuditInvalidError):
-            lines.append(parse_signature(line))
-    cosigned = add_cosignatures(note, lines, [key])
-    if cosigned == note:
-        raise UnavailableError(f"the witness `{key.name}` answered without a cosignature of its key")
-    return cosigned
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Serve until stopped; prints the witness's verifier key first."""
-    parser = argparse.ArgumentParser(description="A witness of audit logs.")
-    parser.add_argument("--state", type=Path, required=True, help="the file with what was cosigned")
-    parser.add_argument("--key", type=Path, required=True, help="the private key, Ed25519 in PEM")
-    parser.add_argument("--name", required=True, help="the witness's name")
-    parser.add_argument("--log", type=Path, action="append", required=True, help="a log's verifier key")
-    parser.add_argument("--new", action="store_true", help="this witness has cosigned nothing yet")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8787)
-    chosen = parser.parse_args(arguments)
     try:
-        private = load_pem_private_key(chosen.key.read_bytes(), None)
-        if not isinstance(private, Ed25519PrivateKey):
-            raise DefinitionError("a witness's key is an Ed25519 key")
-        logs = [VerifierKey.parse(path.read_text("utf-8")) for path in chosen.log]
-        state = WitnessState(chosen.state, is_new=chosen.new)
-    except (OSError, ValueError, DefinitionError, InputInvalidError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"{VerifierKey.of(chosen.name, private, COSIGNS).text}\n")
+        if may_make and not path.exists():
+            made = Ed25519PrivateKey.generate()
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+                file.flush()
+                os.fsync(file.fileno())
+        private = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise DefinitionError(f"the witness's key `{path}` cannot be used: {error}") from error
+    if not isinstance(private, Ed25519PrivateKey):
+        raise DefinitionError(f"the witness's key `{path}` is no Ed25519 key")
+    return private
+
+
+def log_keys_of(paths: Iterable[Path]) -> list[VerifierKey]:
+    """The keys of the logs to cosign for, one a file.
+
+    Raises:
+        DefinitionError: one cannot be read, or is no key of a log.
+    """
+    found = []
+    for path in paths:
+        try:
+            key = VerifierKey.parse(path.read_text("utf-8"))
+        except (OSError, ValueError, InputInvalidError) as error:
+            raise DefinitionError(f"`{path}` has no key of a log: {error}") from error
+        if key.kind != SIGNS:
+            raise DefinitionError(f"`{path}` has the key of a witness, not of a log")
+        found.append(key)
+    return found
+
+
+def serve(
+    state: WitnessState,
+    *,
+    name: str,
+    private: Ed25519PrivateKey,
+    logs: Sequence[VerifierKey],
+    host: str,
+    port: int,
+) -> None:
+    """Be a witness until stopped; prints its verifier key first."""
+    sys.stdout.write(f"{VerifierKey.of(name, private, COSIGNS).text}\n")
     sys.stdout.flush()
-    app = witness_app(state, name=chosen.name, private=private, logs=logs, now_s=lambda: int(time()))
-    uvicorn.run(app, host=chosen.host, port=chosen.port, log_level="error", lifespan="off", ws="none")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    app = witness_app(state, name=name, private=private, logs=logs, now_s=lambda: int(time()))
+    uvicorn.run(app, host=host, port=port, log_level="error", lifespan="off", ws="none")

@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,21 +25,19 @@ from perdure.governance.checkpoints import checkpoint, parse_checkpoint, sign_ch
 from perdure.governance.notes import VerifierKey
 from perdure.ports import Store, Transaction
 from perdure.runtime.actions import parts
+from perdure.runtime.witnessing import Witnesses, WitnessRule, WitnessStatus, statuses
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from perdure.governance import verify_file
-
-if TYPE_CHECKING:
     from perdure.runtime.runtime import Runtime
+    from perdure.runtime.verifying import Verified
 
 log = logging.getLogger("perdure.audit")
 SIGN_S = 1.0  # how often a new head is signed, if there is one
 LOG_KEYS = "audit.key"  # in the data directory: the seed of the log's key, and the master key of the details
 PUBLIC = "audit.pub"
 SEED_BYTES = 32
-SEEN_MAX = 64  # older checkpoints that are looked at too: each costs a verifier without libraries 5 ms
 Form = Literal["jsonl", "ocsf", "dsse"]
 
 
@@ -111,12 +109,15 @@ async def sign_head(store: Store, keys: LogKeys, now_ms: int) -> str:
 
 
 @asynccontextmanager
-async def signing(store: Store, keys: LogKeys, now_ms: Callable[[], int]) -> AsyncIterator[None]:
-    """Sign new heads while this is entered, and once more on leaving."""
+async def signing(
+    store: Store, keys: LogKeys, now_ms: Callable[[], int], witnesses: Sequence[WitnessRule] = ()
+) -> AsyncIterator[None]:
+    """Sign new heads while this is entered, and once more on leaving; witnesses are asked to cosign them."""
 
     async def sign() -> None:
         try:
             await sign_head(store, keys, now_ms())
+            is_new()
         except PerdureError as error:  # the next one covers what this one would have
             log.warning("the head of the audit log was not signed: %s", error)
 
@@ -125,33 +126,33 @@ async def signing(store: Store, keys: LogKeys, now_ms: Callable[[], int]) -> Asy
             await asyncio.sleep(SIGN_S)
             await sign()
 
-    task = asyncio.create_task(work(), name="perdure-audit")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await sign()
+    async with Witnesses(witnesses, store, now_ms).asking() as is_new:
+        task = asyncio.create_task(work(), name="perdure-audit")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await sign()
 
 
-@dataclass(slots=True)
-class Verified:
-    """What a verification found.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogStatus:
+    """The log as it stands.
 
     Attributes:
         size: how many records there are.
-        signed: how many of them the newest checkpoint covers.
-        problems: what is wrong; empty if nothing was found.
+        signed: how many of them the newest head covers.
+        signed_ms: when that was signed.
+        key: the public key of the log.
+        witnesses: what is known of each.
     """
 
-    size: int = 0
-    signed: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
+    size: int
+    signed: int
+    signed_ms: int | None
+    key: str
+    witnesses: tuple[WitnessStatus, ...]
 
 
 class Audit:
@@ -254,54 +255,64 @@ class Audit:
                     after = leaves[-1].index
 
     # -- verifying
-    def verify(self, *, key: str | None = None, known: str | None = None) -> Verified:
+    def verify(
+        self,
+        *,
+        key: str | None = None,
+        known: str | Sequence[str] | None = None,
+        witnesses: Sequence[str] = (),
+        quorum: int | None = None,
+    ) -> Verified:
         """Look at every record, every hash and every signature, and hold the ledger against the log.
 
         Args:
             key: the public key of the log, kept elsewhere; by default that of the data directory, which whoever changes
                 the directory could change too.
-            known: a checkpoint that was kept elsewhere: the log must continue it.
+            known: checkpoints that were kept elsewhere: the log must continue them.
+            witnesses: verifier keys of witnesses; a head must be cosigned by ``quorum`` of them.
+            quorum: how many; by default all.
 
         Raises:
-            InputInvalidError: the key is none.
+            InputInvalidError: a key is none, or the quorum does not fit.
         """
         from perdure.governance import verify_file
+        from perdure.runtime.verifying import verified
 
         try:
             expected = verify_file.read_key(key or self.verifier())
         except ValueError as error:
             raise InputInvalidError(f"a verifier key is `name+id+key`: {error}") from error
-        return self._runtime.store.read(lambda tx: self._verified(tx, expected, known))
+        cosigners = [VerifierKey.parse(text) for text in witnesses]
+        kept = [known] if isinstance(known, str) else list(known or ())
+        return self._runtime.store.read(lambda tx: verified(tx, expected, kept, cosigners, quorum))
 
-    def _verified(self, tx: Transaction, key: verify_file.Key, known: str | None) -> Verified:
-        from perdure.governance import exports, verify_file
+    async def ask(self, url: str) -> str:
+        """The checkpoint of this log that a witness cosigned last, to be given to ``verify``; empty if it has cosigned none.
 
-        found = Verified()
-        notes = tx.checkpoints()
-        states: dict[str, dict[int, str]] = {}
+        Raises:
+            DefinitionError: that is no address.
+            UnavailableError: it did not answer.
+        """
+        from perdure.hosting.witness_client import latest_of, witness_client
 
-        def leaves() -> Iterator[AuditLeaf]:
-            for leaf in exports.paged(tx.audit_records):
-                said = json.loads(leaf.leaf)
-                if said.get("run") and said.get("state") and said.get("call") is not None:
-                    states.setdefault(said["run"], {})[said["call"]] = said["state"]
-                yield leaf
+        async with witness_client(url) as client:
+            return await latest_of(client, self._keys().origin)
 
-        lines = exports.export_lines(key.name, leaves(), notes)
-        if not notes:
-            found.size = sum(1 for _ in lines) - 1
-            found.problems += ["no head of the log is signed"] if found.size else []
-        else:
-            seen = [*notes[:-1][-SEEN_MAX:], *([known] if known else [])]
-            found.size, findings = verify_file.check_export(lines, notes[-1], key, seen)
-            found.problems += [item.message for item in findings if item.code != "uncovered"]
-            found.signed = min(found.size, parse_checkpoint(notes[-1]).size)
-        if known and not notes:
-            found.problems.append("the log has no signed head, and one was kept: its end was cut off")
-        if tx.audit_head()[0] != found.size:
-            found.problems.append(f"the head says {tx.audit_head()[0]} records, there are {found.size}")
-        found.problems += _of_the_ledger(tx, states)
-        return found
+    def status(self) -> LogStatus:
+        """How far the log is signed, and what is known of its witnesses."""
+
+        def look(tx: Transaction) -> LogStatus:
+            note = tx.latest_checkpoint()
+            head = parse_checkpoint(note) if note else None
+            return LogStatus(
+                size=tx.audit_head()[0],
+                signed=head.size if head else 0,
+                signed_ms=head.at_ms if head else None,
+                key=self.verifier(),
+                witnesses=tuple(statuses(tx).values()),
+            )
+
+        return self._runtime.store.read(look)
 
     async def erase(self, subject: str, *, by: str, reason: str = "") -> bool:
         """Destroy the key of a subject: the encrypted details about it are gone, the log and its proofs stay.
@@ -323,15 +334,3 @@ class Audit:
             return was
 
         return await self._runtime.store.transact(work)
-
-
-def _of_the_ledger(tx: Transaction, states: dict[str, dict[int, str]]) -> Iterator[str]:
-    """Every row of the ledger must be in the state that the log says it is in."""
-    for run, calls in states.items():
-        rows = {row.call: row for row in tx.run_actions(run)}
-        for call, state in calls.items():
-            row = rows.get(call)
-            if row is None:
-                yield f"the log tells of action {run}/{call}, the ledger does not have it"
-            elif row.state.value != state:
-                yield f"action {run}/{call} is `{row.state}` in the ledger and `{state}` in the log"

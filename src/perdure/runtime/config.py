@@ -16,6 +16,7 @@ from perdure.core.models import Upstream
 from perdure.ports import Secrets, Toolset
 from perdure.runtime.outside import World
 from perdure.runtime.rulebook import JudgeRule, Rules
+from perdure.runtime.witnessing import WitnessRule
 
 SETTING_PREFIX = "PERDURE_SETTING_"
 CONFIG = "perdure.toml"
@@ -74,10 +75,10 @@ def _rules(table: Mapping[str, Any], path: Path | None) -> Rules:
     """What actions are judged by; paths are relative to the file."""
     folder = Path() if path is None else path.parent
     options = dict(table)
-    if unknown := set(options) - {"policies", "flow", "conduct", "confidence_min", "judge"}:
+    if unknown := set(options) - {"policies", "flow", "conduct", "confidence_min", "judge", "witness"}:
         raise DefinitionError(
             f"`[governance]` of `{path}` has `{min(unknown)}`; expected `policies`, `flow`, "
-            "`conduct`, `confidence_min` and `judge`"
+            "`conduct`, `confidence_min`, `judge` and `witness`"
         )
     for name in ("policies", "flow", "conduct"):
         if name in options:
@@ -89,6 +90,10 @@ def _rules(table: Mapping[str, Any], path: Path | None) -> Rules:
             options["judge"] = msgspec.convert(options["judge"], JudgeRule)
         except msgspec.ValidationError as error:
             raise DefinitionError(f"`[governance.judge]` of `{path}` cannot be read: {error}") from error
+    try:
+        options["witnesses"] = msgspec.convert(options.pop("witness", []), tuple[WitnessRule, ...])
+    except msgspec.ValidationError as error:
+        raise DefinitionError(f"`[[governance.witness]]` of `{path}` cannot be read: {error}") from error
     if not isinstance(options.get("confidence_min", 1), int):
         raise DefinitionError(f"`confidence_min` of `{path}` is a percentage")
     return Rules(**options)

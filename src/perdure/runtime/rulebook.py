@@ -25,6 +25,7 @@ from perdure.governance.flow import FlowRules, complete, read_rules
 from perdure.ports import Secrets, Store
 from perdure.runtime.policies import FolderPolicies, specs_of
 from perdure.runtime.system import SystemClock
+from perdure.runtime.witnessing import WitnessRule, checked_witnesses
 
 if TYPE_CHECKING:
     from perdure.gateway.judge import WebhookJudge
@@ -58,6 +59,7 @@ class Rules:
         confidence_min: actions with a lower confidence (in percent) are held.
         judge: an external judge, asked after those.
         gates: checks of your own, asked before the judge.
+        witnesses: who cosigns the audit log in which all of that is recorded.
     """
 
     policies: Path | None = None
@@ -66,12 +68,14 @@ class Rules:
     confidence_min: int | None = None
     judge: JudgeRule | None = None
     gates: Sequence[Gate] = ()
+    witnesses: Sequence[WitnessRule] = ()
 
     def __post_init__(self) -> None:
         if self.confidence_min is not None and self.confidence_min not in PERCENT:
             raise DefinitionError(
                 f"`confidence_min` is {self.confidence_min}, expected a percentage from 1 to 100"
             )
+        checked_witnesses(self.witnesses)
 
 
 class Rulebook:

@@ -107,14 +107,14 @@ class Runtime:
             DataDirLockedError, DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
             DefinitionError: two agents have one name, or a setting cannot work.
         """
-        folder, chosen = Path(path), settings or settings_from(os.environ)
-        known = register(agents)
-        own, undoing = AgentsToolset(known), Undoing(toolsets, rules.flow if rules else None)
+        folder, known, rules = Path(path), register(agents), rules or Rules()
+        chosen = settings or settings_from(os.environ)
+        own, undoing = AgentsToolset(known), Undoing(toolsets, rules.flow)
         known = {**known, undoing.agent.name: undoing.agent}
         world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
         async with opened(folder, chosen, beside=beside) as store, contextlib.aclosing(undoing):
             governance, keys = await governance_of(store, folder)
-            rulebook = Rulebook(rules or Rules(), store)
+            rulebook = Rulebook(rules, store)
             reached = reach(
                 world, known, folder=folder, settings=chosen, telemetry=telemetry, governance=governance, rules=rulebook
             )  # fmt: skip
@@ -123,7 +123,7 @@ class Runtime:
             ) as runtime:
                 own.runtime = undoing.runtime = runtime
                 runtime.undoing, runtime.audit.keys = undoing, keys
-                async with contextlib.nullcontext() if beside else signing(store, keys, runtime.now_ms):
+                async with contextlib.nullcontext() if beside else signing(store, keys, runtime.now_ms, rules.witnesses):  # fmt: skip
                     yield runtime
 
     @classmethod
