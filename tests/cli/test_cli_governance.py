@@ -215,6 +215,10 @@ def test_the_audit_log(shop: Cli) -> None:
     script = [sys.executable, "-I", "-S", verify_file.__file__, "log.jsonl", "note.txt", "key.txt"]
     done = subprocess.run(script, cwd=shop.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    [rotated] = lines(shop, "audit", "rotate-key", "--reason", "it is March")
+    assert rotated["key"] == shop.ok("audit", "key", "--current").strip() != verifier
+    assert shop.ok("audit", "key").strip() == verifier
+    assert lines(shop, "audit", "verify", "--key", verifier)[0]["problems"] == []
     action = lines(shop, "actions", "list")[0]["action"]
     (shop.folder / "proof.json").write_text(shop.ok("audit", "prove", action))
     script = [sys.executable, "-I", "-S", verify_file.__file__, "--proof", "proof.json", "key.txt"]

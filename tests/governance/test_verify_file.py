@@ -321,7 +321,7 @@ def test_it_needs_nothing_but_the_standard_library() -> None:
     source = Path(verify_file.__file__).read_text(encoding="utf-8")
     names = re.findall(r"^(?:from|import) ([a-z_0-9]+)", source, re.MULTILINE)
     assert set(names) <= set(sys.stdlib_module_names)
-    assert source.count("\n") <= 400
+    assert source.count("\n") <= 460, "it is meant to be read"
 
 
 def test_many_wrong_lines_are_told_shortly(log: AuditedLog, tmp_path: Path) -> None:

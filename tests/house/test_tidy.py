@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "src" / "perdure"
 MODULE_LINES_MAX = 400
+# Handed to auditors as one file without dependencies: a seam would make it two, and one of them would be forgotten.
+ONE_FILE, ONE_FILE_LINES_MAX = "governance/verify_file.py", 460
 FUNCTION_LINES_MAX = 60  # without the docstring: what fits on one screen
 MODULES = sorted(SOURCE.rglob("*.py"))
 ROOMS = sorted(path for path in SOURCE.iterdir() if path.is_dir() and (path / "__init__.py").exists())
@@ -39,7 +41,8 @@ def test_there_is_something_to_check() -> None:
 def test_a_module_is_short_and_says_what_it_is(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     lines = source.count("\n")
-    assert lines <= MODULE_LINES_MAX, f"{lines} lines; find the seam"
+    most = ONE_FILE_LINES_MAX if name_of(path) == ONE_FILE else MODULE_LINES_MAX
+    assert lines <= most, f"{lines} lines; find the seam"
     assert ast.get_docstring(ast.parse(source)), "no docstring opens the module"
     assert long_functions(source) == []
 

@@ -25,7 +25,7 @@ from perdure.governance.checkpoints import checkpoint, sign_checkpoint
 from perdure.governance.exports import open_envelope
 from perdure.governance.merkle import Frontier, leaf_hash
 from perdure.governance.notes import VerifierKey
-from perdure.runtime.auditing import PUBLIC
+from perdure.runtime.log_keys import PUBLIC
 from perdure.runtime.verifying import Verified
 
 

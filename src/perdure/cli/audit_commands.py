@@ -50,16 +50,46 @@ def status(*, data: Data = DATA, json: Json = False) -> int:
 
 
 @audit.command(name="key")
-def show_key(*, data: Data = DATA, json: Json = False) -> None:
-    """Show the public key of the log. Keep it elsewhere."""
+def show_key(*, current: bool = False, data: Data = DATA, json: Json = False) -> None:
+    """Show the public key of the log: the first one, from which a verifier follows the others. Keep it elsewhere.
+
+    Args:
+        current: The one that signs now, for a witness.
+    """
     from perdure.cli.opening import beside
     from perdure.runtime import Runtime
 
     async def work(runtime: Runtime) -> str:
-        return runtime.audit.verifier()
+        return runtime.audit.verifier(current=current)
 
     found = beside(data, work)
     Out(json).emit({"key": found}) if json else sys.stdout.write(f"{found}\n")
+
+
+@audit.command
+def rotate_key(*, reason: str = "", data: Data = DATA, json: Json = False) -> None:
+    """Let a new key sign the log from now on. The old one names it in a record of the log, and is destroyed.
+
+    Args:
+        reason: Why; it is in the record.
+    """
+    import getpass
+
+    from perdure.cli.opening import beside
+    from perdure.runtime import Runtime
+
+    async def work(runtime: Runtime) -> str:
+        return await runtime.audit.rotate_key(by=getpass.getuser(), reason=reason)
+
+    found = beside(data, work)
+    out = Out(json)
+    if json:
+        out.emit({"key": found})
+        return
+    out.text(found)
+    out.text(
+        "Give this key to your witnesses, after the one that they have. Who verifies needs only the first one."
+    )
 
 
 @audit.command

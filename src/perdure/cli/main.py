@@ -76,6 +76,7 @@ Govern:
   audit export              Write the whole log.
   audit checkpoint          Sign the head of the log now.
   audit key                 The public key of the log.
+  audit rotate-key          Let a new key sign the log from now on.
   audit erase SUBJECT       Destroy the encrypted details about somebody.
 
 Operate:

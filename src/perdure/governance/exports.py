@@ -96,22 +96,24 @@ def _line(value: Any) -> bytes:
 
 
 # -- one record
-def prove(leaf: AuditLeaf, note: str, hashes: Hashes) -> bytes:
+def prove(leaf: AuditLeaf, note: str, hashes: Hashes, named: Sequence[AuditLeaf] = ()) -> bytes:
     """A bundle that shows that a record is in the log; ``verify_file.py --proof`` reads it.
 
     Args:
         leaf: the record.
         note: a signed checkpoint that covers it.
         hashes: of the tree, as long as the checkpoint at least.
+        named: the records that led from the log's first key to the one that signed the checkpoint.
 
     Raises:
         InputInvalidError: the checkpoint is older than the record.
     """
-    path = _path(leaf, note, hashes)
-    bundle = {
-        "format": PROOF_FORMAT, "index": leaf.index, "leaf": leaf.leaf.decode(), "proof": path, "checkpoint": note,
-    }  # fmt: skip
-    return _line(bundle)
+
+    def shown(one: AuditLeaf) -> dict[str, Any]:
+        return {"index": one.index, "leaf": one.leaf.decode(), "proof": _path(one, note, hashes)}
+
+    keys = {"keys": [shown(one) for one in named]} if named else {}
+    return _line({"format": PROOF_FORMAT, **shown(leaf), **keys, "checkpoint": note})
 
 
 def tlog_proof(leaf: AuditLeaf, note: str, hashes: Hashes) -> str:

@@ -3,7 +3,8 @@
     python verify_file.py export.jsonl checkpoint.txt public.key [--seen CHECKPOINT]... [--witness KEY]... [--quorum N] [--json]
     python verify_file.py --proof bundle.json public.key [--witness KEY]... [--quorum N] [--json]
 
-`public.key` holds the log's verifier key (`name+id+base64`) and must have come to you by another way than the export.
+`public.key` holds the log's first verifier key (`name+id+base64`) and must have come to you by another way than the export. Each
+later key of the log is named by a record that the key before it signed; there is no other way to a new key.
 `checkpoint.txt` is what the log signed. An older copy of everything, with the checkpoint of its time, is a true history that
 ends early: only a later checkpoint that you or a witness kept (`--seen`), or the age of a cosignature (`--witness`), tells.
 
@@ -136,15 +137,18 @@ def read_head(note: str) -> Head:
     return Head(origin, int(size), data, body + "\n", [(name, item[:4], item[4:]) for name, item in raw])
 
 
-def signed_by(head: Head, key: Key) -> str:
-    """Why the log's key did not sign the checkpoint; empty if it did."""
-    if head.origin != key.name:
-        return f"it is of the log `{head.origin}`, not of `{key.name}`"
-    found = [data for name, key_id, data in head.signatures if (name, key_id) == (key.name, key.key_id)]
+def signed_by(head: Head, *keys: Key) -> str:
+    """Why none of the log's keys signed the checkpoint; empty if one did."""
+    name, key_id, _ = keys[-1]
+    if head.origin != name:
+        return f"it is of the log `{head.origin}`, not of `{name}`"
+    found = [(key, data) for key in keys for *by, data in head.signatures if tuple(by) == key[:2]]
     if not found:
-        others = ", ".join(f"`{name}` {key_id.hex()}" for name, key_id, _ in head.signatures) or "nobody"
-        return f"it is not signed by `{key.name}` {key.key_id.hex()}, but by {others}: another key was used"
-    good = all(is_signed(key.public, head.body.encode(), data) for data in found)
+        others = (
+            ", ".join(f"`{other}` {other_id.hex()}" for other, other_id, _ in head.signatures) or "nobody"
+        )
+        return f"it is not signed by `{name}` {key_id.hex()}, but by {others}: another key was used"
+    good = all(is_signed(key.public, head.body.encode(), data) for key, data in found)
     return "" if good else "its signature does not fit: it was changed after it was signed"
 
 
@@ -156,6 +160,34 @@ def cosigned_by(head: Head, key: Key) -> str:
         if not is_signed(key.public, f"cosignature/v1\ntime {time_s}\n{head.body}".encode(), data[8:]):
             return f"the cosignature of `{key.name}` does not fit"
     return "" if found else f"the witness `{key.name}` did not cosign it"
+
+
+# -- the keys of a log, and from how many records on each of them signs
+Keys = list[tuple[int, Key]]
+
+
+def keys_at(keys: Keys, size: int) -> list[Key]:
+    """Those that may sign a checkpoint of that size; one that ends with the record that names the next key: both."""
+    ends = [*(start for start, _ in keys[1:]), size]
+    return [key for (start, key), end in zip(keys, ends, strict=True) if start <= size <= end]
+
+
+def follow(keys: Keys, index: int, leaf: bytes) -> bool:
+    """Take up the key that a record names, if it names one; whether the key before it signed that."""
+    try:
+        said = json.loads(leaf)
+        if said.get("kind") != "key":
+            return True
+        named, signature = said["refs"]["key"], base64.b64decode(said["refs"]["signature"], validate=True)
+        new = read_key(named)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    start, last = keys[-1]
+    text = f"perdure-audit-key/v1\n{last.name}\n{index}\n{named}\n"
+    if new.name != last.name or index < start or not is_signed(last.public, text.encode(), signature):
+        return False
+    keys.append((index + 1, new))
+    return True
 
 
 # -- the tree
@@ -224,8 +256,9 @@ class Order:
 class Check:
     """Reads an export once and compares its tree with every checkpoint at the size that it speaks of."""
 
-    def __init__(self, key: Key, heads: list[Head]) -> None:
-        self.key, self.heads, self.due = key, heads, {head.size for head in heads}
+    def __init__(self, key: Key, heads: list[tuple[str, Head]]) -> None:
+        self.keys, self.heads, self.due = [(0, key)], heads, {head.size for _, head in heads}
+        self.roots = dict[int, bytes]()  # of those heads that the log signed
         self.tree, self.order = Tree(), Order()
         self.beside = Tree()  # over the hashes as they stand beside the records, from the first wrong one on
         self.is_beside_signed = False  # so the wrong records are those that do not have these hashes
@@ -237,7 +270,7 @@ class Check:
 
     def read(self, lines: Iterable[bytes]) -> None:
         """Every line of the file."""
-        self.compare(self.heads)
+        self.arrive(0)
         for number, line in enumerate(lines, start=1):
             match = LEAF(line)
             if match is None:
@@ -252,9 +285,11 @@ class Check:
                 self.edited.append(self.tree.size)
             if self.edited:
                 self.beside.append(bytes.fromhex(claimed.decode()))
+            if b'"kind":"key"' in leaf and not follow(self.keys, self.tree.size, leaf):
+                self.found("key", "a record names a key that the key before it did not", self.tree.size)
             self.tree.append(hashed.digest())
             if self.tree.size in self.due:
-                self.compare(self.heads)
+                self.arrive(self.tree.size)
 
     def other(self, number: int, line: bytes) -> None:
         """A line that is no record: the beginning of the file, or a checkpoint."""
@@ -263,33 +298,46 @@ class Check:
             if number > 1 or "checkpoint" in found:
                 self.embedded(read_head(found["checkpoint"]))
             else:
-                self.has_begun = found["format"] == FORMAT and found["origin"] == self.key.name
+                self.has_begun = found["format"] == FORMAT and found["origin"] == self.keys[0][1].name
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.found("malformed", f"line {number} is neither a record nor a checkpoint", self.tree.size)
 
     def embedded(self, head: Head) -> None:
         """A checkpoint in the file; it stands after the last record that it speaks of."""
-        why, size = signed_by(head, self.key), self.tree.size
+        why, size = signed_by(head, *keys_at(self.keys, head.size)), self.tree.size
         if why:
             self.found("checkpoint", f"a checkpoint in the export, of {head.size} records: {why}")
-        elif head.size != size and not self.has_moved:
+            return
+        if head.size != size and not self.has_moved:
             self.has_moved = True
             self.found("moved", f"a checkpoint of {head.size} records stands after {size}", self.good)
-        self.compare([] if why else [head])
+        self.compare(head)
 
-    def compare(self, heads: list[Head]) -> None:
+    def arrive(self, size: int, after: int = -1) -> None:
+        """The checkpoints from outside of that size, or of more than ``after``: now it is known which key had to sign."""
+        for what, head in self.heads:
+            if head.size == size or head.size > after >= 0:
+                if why := signed_by(head, *keys_at(self.keys, head.size)):
+                    code = "origin" if head.origin != self.keys[0][1].name else "signature"
+                    self.found(code, f"{what}: {why}")
+                    continue
+                if self.roots.setdefault(head.size, head.root) != head.root:
+                    self.found("fork", f"the log signed two histories of {head.size} records")
+                self.compare(head)
+
+    def compare(self, head: Head) -> None:
         """Whether the file, as far as it was read, is what the log signed."""
-        for head in heads:
-            if head.size == self.tree.size and head.root == self.tree.root:
-                self.good = max(self.good, head.size)
-            elif head.size == self.tree.size:
-                self.bad = head.size if self.bad is None else min(self.bad, head.size)
-                self.is_beside_signed |= bool(self.edited) and self.beside.root == head.root
+        if head.size == self.tree.size and head.root == self.tree.root:
+            self.good = max(self.good, head.size)
+        elif head.size == self.tree.size:
+            self.bad = head.size if self.bad is None else min(self.bad, head.size)
+            self.is_beside_signed |= bool(self.edited) and self.beside.root == head.root
 
     def end(self) -> list[Finding]:
         """What was found."""
-        size, signed = self.tree.size, max(self.due, default=0)
         self.findings[FINDINGS_MAX:] = self.order.findings()
+        self.arrive(-1, after=self.tree.size)
+        size, signed = self.tree.size, max(self.roots, default=0)
         if not self.has_begun:
             self.found("origin", f"the file does not begin with the format `{FORMAT}` and its origin")
         text = "was edited" if self.is_beside_signed else "does not have the hash that stands beside it"
@@ -310,52 +358,56 @@ class Check:
 
 
 def check_head(
-    note: str, key: Key, what: str, witnesses: Sequence[Key] = (), quorum: int = 0
-) -> tuple[list[Head], list[Finding]]:
-    """A checkpoint from outside, if the log signed it, and what is wrong with its form, signature and cosignatures."""
+    note: str, what: str, witnesses: Sequence[Key] = (), quorum: int = 0
+) -> tuple[list[tuple[str, Head]], list[Finding]]:
+    """A checkpoint from outside, and what is wrong with its form and cosignatures; who signed it is seen later."""
     try:
         head = read_head(note)
     except ValueError as error:
         return [], [Finding("checkpoint", f"{what} is malformed: {error}")]
-    why = signed_by(head, key)
-    if why:
-        return [], [Finding("origin" if head.origin != key.name else "signature", f"{what}: {why}")]
     reasons = [why for why in (cosigned_by(head, witness) for witness in witnesses) if why]
     is_enough = 0 < quorum <= len(witnesses) - len(reasons)
-    return [head], [] if is_enough else [Finding("witness", f"{what}: {why}") for why in reasons]
+    return [(what, head)], [] if is_enough else [Finding("witness", f"{what}: {why}") for why in reasons]
 
 
 def check_export(
     lines: Iterable[bytes], note: str, key: Key, seen: Iterable[str] = (), witnesses: Sequence[Key] = (), quorum: int = 0
 ) -> tuple[int, list[Finding]]:  # fmt: skip
     """How many records an export has, and what is wrong with it: held against a checkpoint and others seen before."""
-    heads, findings = check_head(note, key, "the checkpoint", witnesses, quorum)
+    heads, findings = check_head(note, "the checkpoint", witnesses, quorum)
     for number, other in enumerate(seen, start=1):
-        more, wrong = check_head(other, key, f"checkpoint {number} of those seen before")
+        more, wrong = check_head(other, f"checkpoint {number} of those seen before")
         heads, findings = heads + more, findings + wrong
-    roots: dict[int, bytes] = {}
-    for head in heads:
-        if roots.setdefault(head.size, head.root) != head.root:
-            findings.append(Finding("fork", f"the log signed two histories of {head.size} records"))
     check = Check(key, heads)
     check.read(lines)
     return check.tree.size, findings + check.end()
 
 
 def check_proof(bundle: str, key: Key, witnesses: Sequence[Key] = (), quorum: int = 0) -> list[Finding]:
-    """What is wrong with a bundle that proves one record."""
+    """What is wrong with a bundle that proves one record, and before it those that name keys."""
     try:
         found = json.loads(bundle)
-        leaf, index, note = found["leaf"].encode(), found["index"], str(found["checkpoint"])
-        proof = [base64.b64decode(item, validate=True) for item in found["proof"]]
-        if found["format"] != PROOF_FORMAT or type(index) is not int:
+        records = [
+            (item["leaf"].encode(), item["index"], item["proof"]) for item in (*found.get("keys", ()), found)
+        ]
+        proofs = [[base64.b64decode(part, validate=True) for part in proof] for _, _, proof in records]
+        note = str(found["checkpoint"])
+        if found["format"] != PROOF_FORMAT or any(type(index) is not int for _, index, _ in records):
             raise ValueError("it has another format")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [Finding("malformed", f"the bundle is no proof: {error}")]
-    heads, findings = check_head(note, key, "the checkpoint", witnesses, quorum)
-    hashed = sha256(b"\x00" + leaf).digest()
-    if any(not is_included(hashed, index, head.size, proof, head.root) for head in heads):
-        findings.append(Finding("proof", f"it is not record {index} of those that were signed", index))
+    heads, findings = check_head(note, "the checkpoint", witnesses, quorum)
+    keys: Keys = [(0, key)]
+    if not all(follow(keys, index, leaf) for leaf, index, _ in records[:-1]):
+        findings.append(Finding("key", "a record names a key that the key before it did not"))
+    for what, head in heads:
+        if why := signed_by(head, *keys_at(keys, head.size)):
+            findings.append(Finding("origin" if head.origin != key.name else "signature", f"{what}: {why}"))
+        for (leaf, index, _), proof in zip(records, proofs, strict=True):
+            if not is_included(sha256(b"\x00" + leaf).digest(), index, head.size, proof, head.root):
+                findings.append(
+                    Finding("proof", f"it is not record {index} of those that were signed", index)
+                )
     return findings
 
 

@@ -5,105 +5,51 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from perdure.core.audit import AuditLeaf, AuditRecord
 from perdure.core.errors import (
     ActionUnknownError,
-    DataDirInvalidError,
     InputInvalidError,
     PerdureError,
     UsageError,
 )
 from perdure.gateway.vault import Vault
 from perdure.governance.checkpoints import checkpoint, parse_checkpoint, sign_checkpoint
+from perdure.governance.key_chain import key_record
 from perdure.governance.notes import VerifierKey
 from perdure.ports import Store, Transaction
 from perdure.runtime.actions import parts
+from perdure.runtime.log_keys import Chain, LogKeys, chain_of, set_chain
 from perdure.runtime.witnessing import Witnesses, WitnessRule, WitnessStatus, statuses
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     from perdure.runtime.runtime import Runtime
     from perdure.runtime.verifying import Verified
 
 log = logging.getLogger("perdure.audit")
 SIGN_S = 1.0  # how often a new head is signed, if there is one
-LOG_KEYS = "audit.key"  # in the data directory: the seed of the log's key, and the master key of the details
-PUBLIC = "audit.pub"
-SEED_BYTES = 32
 Form = Literal["jsonl", "ocsf", "dsse"]
 
 
-@dataclass(frozen=True, slots=True)
-class LogKeys:
-    """What a data directory signs and seals with."""
-
-    origin: str
-    private: Ed25519PrivateKey
-    master: bytes
-
-    @property
-    def verifier(self) -> VerifierKey:
-        """The public key."""
-        return VerifierKey.of(self.origin, self.private)
-
-
-def log_keys(folder: Path, origin: str) -> LogKeys:
-    """The keys of a data directory, made once; the file is readable by its owner only.
+async def sign_head(store: Store, keys: LogKeys, now_ms: int) -> str:
+    """Sign the head of the log, if it has grown since the last time; the newest signed head (empty without records).
 
     Raises:
-        DataDirInvalidError: it cannot be read or written, or is damaged.
+        DataDirInvalidError: the key in force is not in the data directory.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    path = folder / LOG_KEYS
-    try:
-        if not path.exists():
-            part = folder / f".{LOG_KEYS}-{os.getpid()}"
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump({"log": os.urandom(SEED_BYTES).hex(), "master": os.urandom(SEED_BYTES).hex()}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(part, path)  # whoever comes first
-            except FileExistsError:
-                pass
-            finally:
-                part.unlink()
-        found = json.loads(path.read_text(encoding="utf-8"))
-        private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(found["log"]))
-        keys = LogKeys(origin, private, bytes.fromhex(found["master"]))
-        public, text = folder / PUBLIC, f"{keys.verifier.text}\n"
-        if not public.exists() or public.read_text(encoding="utf-8") != text:
-            public.write_text(text, encoding="utf-8")
-        return keys
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataDirInvalidError(f"the keys of the audit log in `{path}` cannot be used: {error}") from error
+    def look(tx: Transaction) -> tuple[int, bytes, str, Chain]:
+        return *tx.audit_head(), tx.latest_checkpoint() or "", chain_of(tx)
 
-
-def origin_of(runtime_id: str) -> str:
-    """What a log is called."""
-    return f"perdure.log/{runtime_id}"
-
-
-async def sign_head(store: Store, keys: LogKeys, now_ms: int) -> str:
-    """Sign the head of the log, if it has grown since the last time; the newest signed head (empty without records)."""
-
-    def look(tx: Transaction) -> tuple[int, bytes, str]:
-        return *tx.audit_head(), tx.latest_checkpoint() or ""
-
-    size, root, last = store.read(look)
+    size, root, last, chain = store.read(look)
     if size == (parse_checkpoint(last).size if last else 0):
         return last
-    note = sign_checkpoint(checkpoint(keys.origin, size, root, now_ms), keys.private)
+    # A rotation after this look names the new key in a later record: up to that one, what is signed here counts.
+    note = sign_checkpoint(checkpoint(keys.origin, size, root, now_ms), keys.signer(chain))
     await store.transact(lambda tx: tx.put_checkpoint(note))
     return note
 
@@ -186,9 +132,43 @@ class Audit:
 
         return self._runtime.store.read(work)
 
-    def verifier(self) -> str:
-        """The public key of the log as text (C2SP signed-note)."""
-        return self._keys().verifier.text
+    def verifier(self, *, current: bool = False) -> str:
+        """A public key of the log as text (C2SP signed-note).
+
+        Args:
+            current: the one in force, for a witness; by default the first one, from which a verifier follows the others.
+        """
+        keys = self._keys()
+        if not current:
+            return keys.first.text
+        return VerifierKey.of(keys.origin, keys.signer(self._runtime.store.read(chain_of))).text
+
+    async def rotate_key(self, *, by: str, reason: str = "") -> str:
+        """Let a new key sign the log from now on; its public half. The old one names it in a record, signs that, and is destroyed.
+
+        Args:
+            by: who decides.
+            reason: why; it is in the record.
+
+        Raises:
+            DataDirInvalidError: the keys cannot be read or written.
+        """
+        keys, store, now_ms = self._keys(), self._runtime.store, self._runtime.now_ms()
+        with keys.rotating(store.read(chain_of)) as new:
+
+            def work(tx: Transaction) -> None:
+                chain, (index, _) = chain_of(tx), tx.audit_head()
+                old = keys.signer(chain)
+                tx.audit(key_record(index, old, new, at_ms=now_ms, by=by, reason=reason))
+                set_chain(tx, Chain(new.text, (*chain.records, index)))
+                head = checkpoint(keys.origin, *tx.audit_head(), now_ms)
+                tx.put_checkpoint(sign_checkpoint(head, old))  # the last thing that it signs
+                tx.put_checkpoint(
+                    sign_checkpoint(head, keys.signer(chain_of(tx)))
+                )  # the first thing that this one does
+
+            await store.transact(work)
+        return new.text
 
     def _keys(self) -> LogKeys:
         if self.keys is None:
@@ -223,7 +203,13 @@ class Audit:
         leaves = [leaf for leaf in self.records(action) if index in (None, leaf.index)]
         if not leaves:
             raise ActionUnknownError(f"the audit log says nothing of action `{action}`", action=action)
-        return self._runtime.store.read(lambda tx: exports.prove(leaves[-1], note, tx.audit_hash))
+
+        def work(tx: Transaction) -> bytes:
+            size = parse_checkpoint(note).size
+            named = [tx.audit_records(at - 1, 1)[0] for at in chain_of(tx).records if at < size]
+            return exports.prove(leaves[-1], note, tx.audit_hash, named)
+
+        return self._runtime.store.read(work)
 
     def export(self, form: Form = "jsonl") -> Iterator[bytes]:
         """The log, line by line.
@@ -251,7 +237,8 @@ class Audit:
             case "dsse":
                 after = -1
                 while leaves := page(after, exports.STATEMENTS_MAX):
-                    yield exports.envelope(exports.statement(keys.origin, leaves), keys.origin, keys.private)
+                    private = keys.signer(store.read(chain_of))
+                    yield exports.envelope(exports.statement(keys.origin, leaves), keys.origin, private)
                     after = leaves[-1].index
 
     # -- verifying

@@ -11,8 +11,8 @@ from perdure.gateway.governance import Governance
 from perdure.gateway.vault import Vault
 from perdure.ports import Store
 from perdure.runtime.approvals import RUNTIME_ID, runtime_id
-from perdure.runtime.auditing import LogKeys, log_keys, origin_of
 from perdure.runtime.datadir import DataDirLock, database_of, prepare
+from perdure.runtime.log_keys import LogKeys, origin_of
 from perdure.runtime.system import SystemEntropy
 from perdure.stores.sqlite import SqliteStore
 
@@ -51,5 +51,5 @@ async def governance_of(store: Store, folder: Path) -> tuple[Governance, LogKeys
     if audience is None:
         fresh = f"{entropy.bits(ID_BITS):020x}"
         audience = await store.transact(lambda tx: runtime_id(tx, fresh))
-    keys = log_keys(folder, origin_of(audience))
+    keys = LogKeys(folder, origin_of(audience))
     return Governance(audience=audience, vault=Vault(keys.master, entropy)), keys
