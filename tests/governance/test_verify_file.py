@@ -324,6 +324,15 @@ def test_it_needs_nothing_but_the_standard_library() -> None:
     assert source.count("\n") <= 460, "it is meant to be read"
 
 
+def test_only_records_of_their_kind_name_keys(log: AuditedLog) -> None:
+    log.write(1, refs={"kind": "key", "key": "x"}, name='"kind":"key"')
+    key = verify_file.read_key(LOG.text)
+    assert verify_file.check_export(log.export().splitlines(), log.checkpoint(), key)[1] == []
+    log.write(50, kind="key", refs={"key": LOG.text, "signature": "A" * 88})
+    found = verify_file.check_export(log.export().splitlines(), log.checkpoint(), key)[1]
+    assert [(item.code, item.record) for item in found] == [("key", SIZE + 1)]
+
+
 def test_many_wrong_lines_are_told_shortly(log: AuditedLog, tmp_path: Path) -> None:
     lines, at = records(log.export())
     for index in at.values():

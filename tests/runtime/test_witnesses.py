@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from perdure import Runtime
 from perdure.core.errors import DefinitionError, InputInvalidError, UnavailableError
-from perdure.governance.checkpoints import checkpoint, parse_checkpoint, sign_checkpoint
-from perdure.governance.notes import COSIGNS, VerifierKey
+from perdure.governance.checkpoints import checkpoint, cosign, parse_checkpoint, sign_checkpoint
+from perdure.governance.notes import COSIGNS, Signature, VerifierKey, parse_note
 from perdure.hosting.programs import free_port
 from perdure.runtime import witnessing
 from perdure.runtime.auditing import Audit
@@ -108,6 +108,28 @@ async def test_heads_are_cosigned_and_verified(processes: Any, tmp_path: Path) -
     ):
         with pytest.raises(InputInvalidError):
             await asked(data, lambda audit, wrong=wrong: audit.verify(**wrong))
+
+
+async def test_a_cosignature_that_somebody_wrote_into_the_database_is_none(
+    processes: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    witness = processes().start(await log_key(data))
+    await worked(data)
+    forger = Ed25519PrivateKey.generate()
+    true = VerifierKey.parse(witness.key)
+    async with Runtime.open(data, agents=[clerk], beside=True) as runtime:
+        note = parse_note(await runtime.audit.checkpoint())
+        line = cosign(note.body, witness.name, forger, 1_790_000_000)
+        forged = note.signed_with(Signature(true.name, true.key_id, line.data)).text
+        await runtime.store.transact(lambda tx: tx.put_checkpoint(forged))
+        found = runtime.audit.verify(witnesses=[witness.key])
+        assert [item for item in found.problems if "does not fit" in item]
+    async with Runtime.open(data, agents=[clerk], rules=Rules(witnesses=(witness.rule,))) as runtime:
+        await until(
+            runtime, "cosigned"
+        )  # it is asked nevertheless, and its own takes the place of the forged one
+    assert (await asked(data, lambda audit: audit.verify(witnesses=[witness.key]))).problems == []
 
 
 async def test_actions_do_not_wait_for_a_witness_that_is_away(
