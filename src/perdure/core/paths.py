@@ -51,7 +51,7 @@ def leaves(data: Any, limit: int = LEAVES_MAX) -> Iterator[tuple[Path, Any]]:
     count = 0
     while stack:
         path, value = stack.pop()
-        if isinstance(value, Mapping):
+        if isinstance(value, dict | Mapping):
             inner = list(value.items())
             children = [((*path, str(name)), item) for name, item in inner]
             if path:

@@ -61,13 +61,13 @@ def _path(node: Any) -> Path | None:
 
 def _value(context: Any, path: Path) -> Any:
     for name in path:
-        if not isinstance(context, Mapping) or name not in context:
+        if not isinstance(context, dict) or name not in context:
             return _MISSING
         context = context[name]
     return context
 
 
 def _shape(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return [[name, _shape(value[name])] for name in sorted(value)]
-    return 0
+    if not isinstance(value, dict):
+        return 0
+    return [[name, _shape(value[name])] for name in sorted(value)]
