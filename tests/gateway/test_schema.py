@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from perdure.core.errors import ArgumentsInvalidError, DefinitionError
 from perdure.gateway.schema import ArgumentSchema
@@ -71,3 +73,53 @@ def test_a_reference_that_leads_nowhere_is_a_no() -> None:
     schema = ArgumentSchema({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}})
     with pytest.raises(ArgumentsInvalidError, match="cannot be checked"):
         schema.check({"a": 1}, "book")
+
+
+PLAIN = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "count": {"type": "integer"}, "sure": {"type": "boolean"}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+VALUES = st.one_of(
+    st.text(max_size=3),
+    st.integers(),
+    st.booleans(),
+    st.floats(allow_nan=False),
+    st.none(),
+    st.lists(st.integers()),
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["name", "count", "sure", "other"]), VALUES),
+    st.sampled_from([True, False, None]),
+    st.booleans(),
+)
+def test_the_short_way_says_what_the_validator_says(arguments: Any, more: Any, loose: bool) -> None:  # noqa: FBT001
+    parameters = {**PLAIN, "required": [] if loose else ["name"]}
+    if more is not None:
+        parameters["additionalProperties"] = more
+    schema = ArgumentSchema(parameters)
+    slow = ArgumentSchema({**parameters, "$comment": "not plain any more"})
+    assert slow._plain is None
+    outcomes = []
+    for one in (schema, slow):
+        try:
+            one.check(arguments, "t")
+            outcomes.append("fits")
+        except ArgumentsInvalidError as error:
+            outcomes.append(error.message)
+    assert outcomes[0] == outcomes[1]
+
+
+def test_the_short_way_is_not_taken_for_more_than_scalars() -> None:
+    for part in (
+        {"type": "string", "pattern": "a"},
+        {"type": ["string", "null"]},
+        {"type": "array"},
+        {"enum": [1]},
+        True,
+    ):
+        assert ArgumentSchema({"type": "object", "properties": {"a": part}})._plain is None
+    assert ArgumentSchema({"type": "object", "properties": {}, "maxProperties": 1})._plain is None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from perdure.core.errors import ArgumentsInvalidError, DefinitionError
 
 PROBLEMS_SHOWN = 3
 SHOWN_CHARACTERS = 120  # of a value in a message
 DEPTH_MAX = 64  # of arguments: deeper is an attack on the validator's stack
+_OF_OBJECTS = frozenset({"type", "properties", "required", "additionalProperties", "title", "description"})
+_OF_SCALARS = frozenset({"type", "title", "description"})
+_TYPES: dict[Any, type] = {"string": str, "integer": int, "boolean": bool}
 TEXT_MAX = 1_000_000  # characters of one text: patterns of foreign schemas may be slow on long ones
 
 
@@ -36,6 +39,7 @@ class ArgumentSchema:
                 f"a tool's schema refers to `{outside}`; references must stay within the schema"
             )
         self._validator = kind({"type": "object", **parameters}, registry=nothing)
+        self._plain = _plain(parameters)
 
     def check(self, arguments: dict[str, Any], tool: str) -> None:
         """Nothing if the arguments fit.
@@ -43,6 +47,8 @@ class ArgumentSchema:
         Raises:
             ArgumentsInvalidError: they do not; the message names up to three places, what was expected and found.
         """
+        if self._plain is not None and self._plain.fits(arguments):
+            return
         if not _is_bounded(arguments, DEPTH_MAX):
             message = f"the arguments of tool `{tool}` are nested deeper than {DEPTH_MAX}, or have a text over {TEXT_MAX}"
             raise ArgumentsInvalidError(f"{message}; send less", tool=tool)
@@ -62,6 +68,35 @@ class ArgumentSchema:
         if problems:
             message = f"the arguments of tool `{tool}` do not fit its schema: {'; '.join(problems)}"
             raise ArgumentsInvalidError(message, tool=tool, problems=problems)
+
+
+class _Plain(NamedTuple):
+    """A schema of nothing but scalars, as most tools have it: what surely fits it needs no validator."""
+
+    types: dict[str, type]
+    required: frozenset[str]
+
+    def fits(self, arguments: dict[str, Any]) -> bool:
+        """Whether the arguments surely fit; anything else is for the validator to say."""
+        types = self.types
+        for name, value in arguments.items():
+            if type(value) is not types.get(name) or (type(value) is str and len(value) > TEXT_MAX):
+                return False
+        return self.required <= arguments.keys()
+
+
+def _plain(parameters: dict[str, Any]) -> _Plain | None:
+    """The same schema, if it is that plain."""
+    properties, required = parameters.get("properties"), parameters.get("required", [])
+    if parameters.keys() - _OF_OBJECTS or not isinstance(properties, dict):
+        return None
+    types: dict[str, type] = {}
+    for name, part in properties.items():
+        kind = part.get("type") if isinstance(part, dict) and not part.keys() - _OF_SCALARS else None
+        if not isinstance(kind, str) or kind not in _TYPES:
+            return None
+        types[name] = _TYPES[kind]
+    return _Plain(types, frozenset(required))
 
 
 @cache

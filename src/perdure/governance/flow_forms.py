@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 SHORT_MAX = 2  # characters: so short a value is in every text, so it counts only where it is all there is
+REMEMBERED_MAX = 64  # characters of a value whose forms are remembered: it is compared again soon
 SCALAR_MAX = 4_096  # characters of a value that other forms are tried for
 IDENTIFIER_MIN, IDENTIFIER_MAX = 8, 64  # characters without spacing: IBANs, card, telephone and order numbers
 IDENTIFIER_DIGITS_MIN = 2
@@ -95,6 +97,12 @@ def forms(value: Any, *, is_amount: bool = False) -> Forms:
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return Forms()
+    if isinstance(value, str) and len(value) > REMEMBERED_MAX:
+        return _forms(value, is_amount)
+    return _remembered(value, is_amount)
+
+
+def _forms(value: str | int | float, is_amount: bool) -> Forms:  # noqa: FBT001 - one key of the cache
     if not isinstance(value, str):
         return _number_forms(Forms(), repr(value))
     text = written(value)
@@ -104,6 +112,9 @@ def forms(value: Any, *, is_amount: bool = False) -> Forms:
     if len(exact) > SCALAR_MAX:
         return Forms(exact=exact)
     return _string_forms(exact, is_amount=is_amount)
+
+
+_remembered = lru_cache(maxsize=4_096, typed=True)(_forms)
 
 
 def _string_forms(exact: str, *, is_amount: bool) -> Forms:
