@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from perdure import Run, UsageError, agent, step, tool
+from perdure import Run, ToolFlow, UsageError, agent, step, tool
+from perdure.governance.keys import private_key
 
 
 @step(name="golden-mark")
@@ -69,3 +70,26 @@ async def actor(run: Run) -> list[object]:
 
 
 AGENTS = [golden, child, actor]
+
+
+@tool(name="golden_mail", effect="read")
+async def mail() -> str:
+    return "our account is golden-account-77"
+
+
+@tool(name="golden_pay", flow=ToolFlow(sinks={"to": "recipient"}, untrusted="hold", roles=("finance",)))
+async def pay(to: str) -> str:
+    return f"paid {to}"
+
+
+@agent("golden-governed", version="1", tools=[mail, pay])
+async def governed(run: Run) -> list[object]:
+    text = await run.act("golden_mail")
+    return [
+        text,
+        await run.act("golden_pay", to="golden-account-77"),
+    ]  # here the kept journal ends: it is held
+
+
+GOVERNED = [governed]
+KEY = private_key(bytes(range(32)))

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from perdure import Budget, Runtime, Settings
-from tests.golden.agents import AGENTS
+from perdure.governance.keys import public_record
+from tests.golden.agents import AGENTS, GOVERNED, KEY
 
 HERE = Path(__file__).parent
 
@@ -30,6 +31,11 @@ async def make(target: Path) -> None:
             while not any(wait.kind == "act" for wait in getattr(acting.journal()[-1], "waits", ())):
                 await asyncio.sleep(0.01)
             await runtime.schedule("never", "0 0 29 2 *", "golden-child", "x")
+        async with Runtime.open(folder, agents=GOVERNED, settings=Settings(poll_ms=20)) as runtime:
+            await runtime.keys.register([public_record(KEY, "anna", ["finance"], 1)], by="golden")
+            await runtime.start("golden-governed", idempotency_key="golden-governed")
+            while not runtime.approvals.pending():
+                await asyncio.sleep(0.01)
         source = sqlite3.connect(Path(folder) / "perdure.db")
         source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         source.execute("VACUUM INTO ?", (str(target),))
