@@ -17,7 +17,7 @@ from perdure.core import paths
 from perdure.core.errors import DefinitionError
 from perdure.core.flows import TRUSTED_KINDS, Sink, ToolFlow, check_paths
 from perdure.core.labels import EVERYONE, UNKNOWN, UNTRUSTED, USER, Label, Labels, join, join_all
-from perdure.core.verdicts import ALLOW, Demand, Verdict, both, deny, hold
+from perdure.core.verdicts import ALLOW, Demand, Reason, Verdict, both, deny, hold
 from perdure.governance.flow_context import Context, Origin, shown
 
 DECLASSIFY, ENDORSE = "perdure.declassify", "perdure.endorse"
@@ -206,9 +206,9 @@ def _trust(context: Context, flow: ToolFlow, item: Argument) -> Verdict:
     if not needed or item.origin.label.is_trusted:
         return ALLOW
     answer = (sink.untrusted if sink is not None else None) or flow.untrusted
-    if answer == "policy":
-        return ALLOW
     text = f"{_place(item)} is `{_value(item.value)}`, which {_told(context, item.origin)}"
+    if answer == "policy":  # it is no verdict, but whoever is asked wants to know
+        return Verdict(reasons=(Reason(code="flow-seen", message=text),))
     if answer == "deny":
         return deny("flow-untrusted", f"{text}; only a trusted value may be there")
     return hold("flow-untrusted", text, Demand(roles=flow.roles))
