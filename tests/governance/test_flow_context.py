@@ -210,6 +210,15 @@ def test_a_text_that_is_only_partly_known_is_everything() -> None:
     assert seen.request_label(body).secret
 
 
+def test_when_something_cannot_be_learned_nothing_is_known_any_more() -> None:
+    seen = context(f"pay {GOOD}")
+    assert seen.origin_of(GOOD).label.is_trusted
+    seen.give_up()
+    assert not seen.origin_of(GOOD).label.is_trusted
+    assert seen.origin_of("new words").label.secret
+    assert not seen.is_complete
+
+
 def test_deep_and_huge_data_is_never_trusted() -> None:
     deep: object = GOOD
     for _ in range(2_000):

@@ -511,3 +511,20 @@ async def test_a_models_answer_has_the_label_of_its_context(tmp_path: Path, read
             pending = await sign_it(runtime, "reject")
             assert "comes from `model`" in pending.shown
         assert await handle.result() == ("approval-rejected" if reads else "paid the-usual-account-77")
+
+
+async def test_what_cannot_be_labelled_is_recorded_and_trusted_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_args: Any, **_options: Any) -> Any:
+        raise ValueError("no label for that")
+
+    async with opened(tmp_path) as runtime:
+        handle = await does(runtime, ("history", {}), ("wait", {}), ("pay", {"to": OLD, "cents": 5}))
+        async with asyncio.timeout(10):
+            while not any(isinstance(item, e.RunParked) for item in handle.journal()):
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr("perdure.gateway.seen.Seen._take", broken)
+        await handle.send("go")
+        assert (await handle.result())[1] == "action-denied"
+        assert "cannot be labelled" in caplog.text

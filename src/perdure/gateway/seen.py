@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from perdure.gateway.gates.case import Case
     from perdure.gateway.seat import Act, Outcome
 
+log = logging.getLogger("perdure.flow")
 BytesOf = Callable[[Payload], bytes]
 RELABEL = (DECLASSIFY, ENDORSE)
 OWN = Label(sources=("own",), integrity="trusted")
@@ -78,7 +80,14 @@ class Seen:
         self._learn("input", -1, "input", data, labels)
 
     def take(self, entry: e.CallEntry, bytes_of: BytesOf) -> None:
-        """An entry of the run's journal."""
+        """An entry of the run's journal. Where it cannot be understood, nothing is known of any value from here on."""
+        try:
+            self._take(entry, bytes_of)
+        except Exception:
+            log.exception("entry %s of run %s cannot be labelled", entry.seq, self.context.run)
+            self.context.give_up()
+
+    def _take(self, entry: e.CallEntry, bytes_of: BytesOf) -> None:
         match entry:
             case e.ActionIntended(what="tool"):
                 self._take_use(entry, bytes_of)
@@ -190,7 +199,14 @@ class Seen:
         return self.context.labels_of(msgspec.json.decode(data))
 
     def labels_of_outcome(self, act: Act, outcome: Outcome) -> Labels:
-        """The labels of what an act has brought, for its entry."""
+        """The labels of what an act has brought, for its entry; it has happened, so whatever fails here, it is recorded."""
+        try:
+            return self._labels_of_outcome(act, outcome)
+        except Exception:
+            log.exception("the outcome of action %s/%s cannot be labelled", self.context.run, act.call)
+            return (("", UNKNOWN),)
+
+    def _labels_of_outcome(self, act: Act, outcome: Outcome) -> Labels:
         if outcome.result is None:
             return ()
         if act.what == "model":

@@ -149,6 +149,14 @@ class Context:
         """Another run was started: with what it does, it derives from what this one had seen."""
         self._causes.append(_Cause(call, (), len(self._sources)))
 
+    def give_up(self) -> None:
+        """Something could not be learned: from here on nothing is known of any value."""
+        self._keep("output", -1, "unknown", "", UNKNOWN, None)
+        self._rows.clear()
+        self._trusted.clear()
+        self._wholes.clear()
+        self.is_complete = False
+
     # -- asking
     def origin_of(self, value: Any, *, is_amount: bool = False) -> Origin:
         """Where a scalar comes from.
