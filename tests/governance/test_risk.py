@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.core.errors import DefinitionError
-from perdure.governance.risk import CRITERIA, DIMENSIONS, facts_of_tools, risk_of, tier_of
+from perdure.governance.risk import (
+    CRITERIA,
+    DIMENSIONS,
+    declared,
+    facts_of_tools,
+    risk_of,
+    stricter,
+    tier_of,
+)
 
 FACTS = [criterion.fact for criterion in CRITERIA]
 
@@ -82,3 +90,36 @@ def test_tools_say_two_of_the_facts(effects: dict[str, str], options: Any, wante
     assert (found["tools"], found["effects"]) == wanted
     assert risk_of(found).points == 30 + sum(mark.points for mark in risk_of(found).marks if mark.criterion in
         ("resource-orchestration breadth", "decision authority"))  # fmt: skip
+
+
+# -- a charter against its tools -----------------------------------------------------------------
+def test_what_a_charter_leaves_out_its_tools_say_if_they_are_all_known() -> None:
+    assert declared({"planning": "fixed"}, {"look": "read"}) == {
+        "planning": "fixed",
+        "tools": "few",
+        "effects": "read",
+    }
+    assert declared({"planning": "fixed"}, {"look": "read"}, is_whole=False) == {"planning": "fixed"}
+
+
+@pytest.mark.parametrize(
+    ("agency", "effects", "options"),
+    [
+        ({"effects": "read"}, {"pay": "irreversible"}, {}),
+        ({"effects": 0}, {"pay": "irreversible"}, {"is_whole": False}),
+        ({"tools": "none"}, {"look": "read"}, {}),
+        ({"tools": "few"}, {"look": "read"}, {"agents": 1}),
+    ],
+)
+def test_a_charter_cannot_say_less_than_its_tools_show(agency: Any, effects: Any, options: Any) -> None:
+    with pytest.raises(DefinitionError, match="its tools show"):
+        declared(agency, effects, **options)
+
+
+def test_a_charter_may_say_more_and_may_say_that_a_person_is_asked() -> None:
+    assert declared({"tools": "agents", "effects": "irreversible"}, {"look": "read"})["tools"] == "agents"
+    assert declared({"effects": "approved"}, {"pay": "irreversible"})["effects"] == "approved"
+
+
+def test_the_stricter_tier_is_the_higher_one() -> None:
+    assert [stricter("low", "high"), stricter("critical", "medium")] == ["high", "critical"]

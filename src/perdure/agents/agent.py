@@ -6,7 +6,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from perdure.agents.codec import Codec, Parameters, hints_of
@@ -16,6 +16,8 @@ from perdure.core.errors import DefinitionError
 from perdure.core.ids import checked_name, checked_topic
 from perdure.core.principals import RISKS, Risk
 from perdure.core.records import Conflict
+from perdure.core.tools import AGENTS, ToolSpec
+from perdure.governance.risk import RiskIndex, declared, risk_of, stricter
 
 Handler = Callable[..., Awaitable[Any]]
 CONFLICTS: tuple[Conflict, ...] = ("enqueue", "reject", "interrupt")
@@ -43,7 +45,10 @@ class Agent:
         budget: what each run may use, with everything that it starts.
         program: the command of a hosted program (better: use ``process``).
         roles: what policies may call it by, such as ``clerk``.
-        risk: its tier, for policies and for how long an external judge may take.
+        agency: what it may do on its own: one word or 0 to 3 points for each of the twelve criteria of
+            ``perdure.governance.risk.CRITERIA``, by fact. What is not said counts the most.
+        risk: its tier, for policies, for holds and for how long an external judge may take; by default the one that
+            follows from ``agency`` (``medium`` without). A lower one than that does not count.
 
     Raises:
         DefinitionError: this cannot work; the message says why.
@@ -65,7 +70,8 @@ class Agent:
         budget: Budget | None = None,
         program: Program | None = None,
         roles: Sequence[str] = (),
-        risk: Risk = "medium",
+        agency: Mapping[str, str | int] | None = None,
+        risk: Risk | None = None,
     ) -> None:
         self.name = checked_name("the name of an agent", name)
         if (handler is None) == (model is None):
@@ -73,9 +79,11 @@ class Agent:
         self.budget = budget
         self.program = program
         self.roles = tuple(checked_name("a role", role) for role in roles)
-        if risk not in RISKS:
+        if risk not in (None, *RISKS):
             raise DefinitionError(f"agent `{name}` has `risk={risk!r}`, expected one of {RISKS}")
-        self.risk: Risk = risk
+        self.risk_index = None if agency is None else _index(name, agency, tools)
+        least = None if self.risk_index is None else self.risk_index.tier
+        self.risk: Risk = stricter(risk or "low", least) if least else risk or "medium"
         if concurrency is not None and concurrency < 1:
             raise DefinitionError(f"agent `{name}` has `concurrency={concurrency}`, expected 1 or more")
         if conflict not in CONFLICTS:
@@ -118,7 +126,8 @@ def agent(
     tools: Sequence[Any] = (),
     budget: Budget | None = None,
     roles: Sequence[str] = (),
-    risk: Risk = "medium",
+    agency: Mapping[str, str | int] | None = None,
+    risk: Risk | None = None,
 ) -> Callable[[Handler], Agent]:
     """Make ``async def handler(run, ...)`` an agent; the arguments are those of :class:`Agent`."""
 
@@ -133,12 +142,24 @@ def agent(
             tools=tools,
             budget=budget,
             roles=roles,
+            agency=agency,
             risk=risk,
         )
         made.__doc__ = handler.__doc__
         return made
 
     return define
+
+
+def _index(name: str, agency: Mapping[str, str | int], tools: Sequence[Any]) -> RiskIndex:
+    """The index of what was declared and of the tools that are known here; those of toolsets are not."""
+    specs = [getattr(item, "spec", None) for item in tools]
+    own = {spec.name: spec.effect for spec in specs if isinstance(spec, ToolSpec)}
+    agents = sum(isinstance(item, str) and item.partition(".")[0] == AGENTS for item in tools)
+    try:
+        return risk_of(declared(agency, own, is_whole=len(own) == len(tools), agents=agents))
+    except DefinitionError as error:
+        raise DefinitionError(f"the agency of agent `{name}`: {error.message}", **error.facts) from error
 
 
 def version_of(function: Callable[..., Any]) -> str:

@@ -37,7 +37,8 @@ def process(
     concurrency: int | None = None,
     version: str | None = None,
     roles: Sequence[str] = (),
-    risk: Risk = "medium",
+    agency: Mapping[str, str | int] | None = None,
+    risk: Risk | None = None,
 ) -> Agent:
     """An agent that is an unmodified program: it is started with the gateway's addresses in its environment.
 
@@ -58,7 +59,8 @@ def process(
         concurrency: programs of this agent at once.
         version: pins the program; by default a digest of command and variables.
         roles: what policies may call it by.
-        risk: its tier.
+        agency: what it may do on its own, as for ``Agent``.
+        risk: its tier, as for ``Agent``.
 
     Raises:
         DefinitionError: this cannot work.
@@ -69,5 +71,5 @@ def process(
     )  # fmt: skip
     return Agent(
         name, handler=_host, tools=tools, budget=budget, program=made, concurrency=concurrency,
-        version=version or made.version, roles=roles, risk=risk,
+        version=version or made.version, roles=roles, agency=agency, risk=risk,
     )  # fmt: skip

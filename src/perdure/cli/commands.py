@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from perdure.cli.audit_commands import audit
+from perdure.cli.conduct_commands import conduct
 from perdure.cli.exec_command import exec_
 from perdure.cli.gateway_commands import actions, budgets, models, tools
 from perdure.cli.governance_commands import approvals, contain, keys, kill, undo
@@ -39,7 +40,7 @@ app.command(exec_, name="exec")
 app.command(runs)
 runs.command(undo)
 app.command(kill)
-for _group in (actions, budgets, tools, models, approvals, keys, contain, audit, policy):
+for _group in (actions, budgets, tools, models, approvals, keys, contain, conduct, audit, policy):
     app.command(_group)
 app.command(schedules)
 

@@ -57,6 +57,7 @@ Govern:
   policy test FOLDER APP    Run the table tests of policies.
   policy explain FOLDER APP RUN/CALL  Which policies decide about an action.
   policy backtest FOLDER APP  Which verdicts of the past would change.
+  conduct risk APP          How much agents could do on their own, as an index.
   keys list                 Whose signature counts.
   keys new                  Make your key; only its public half is registered.
   keys import FILE          Register the public keys of a team.

@@ -17,6 +17,8 @@ Effect = Literal["read", "reversible", "compensable", "irreversible"]
 RECOVERIES: tuple[Recovery, ...] = ("pure", "idempotent", "queryable", "opaque")
 EFFECTS: tuple[Effect, ...] = ("read", "reversible", "compensable", "irreversible")
 
+AGENTS = "agents"  # the toolset in a charter that stands for other agents
+
 _encoder = msgspec.json.Encoder(order="sorted")
 
 

@@ -19,6 +19,7 @@ from perdure.core.principals import RISKS, Risk
 Dimension = Literal["autonomy", "adaptability", "continuity"]
 DIMENSIONS: tuple[Dimension, ...] = ("autonomy", "adaptability", "continuity")
 POINTS_MAX = 36
+_APPROVED = 2  # points of decision authority: whatever is not reversible is held for a person
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,44 @@ def facts_of_tools(effects: Mapping[str, str], *, approved: bool = False, agents
         authority = "approved" if approved else "irreversible"
     breadth = "agents" if agents else "none" if not effects else "few" if len(effects) <= 5 else "many"
     return {"tools": breadth, "effects": authority}
+
+
+def declared(
+    agency: Mapping[str, Any], effects: Mapping[str, str], *, is_whole: bool = True, agents: int = 0
+) -> dict[str, Any]:
+    """A charter, held against the tools that are known: what it does not say of them they say, and it cannot say less.
+
+    Args:
+        agency: what was declared, as ``risk_of`` takes it.
+        effects: the effect of each tool that is known, by name.
+        is_whole: whether these are all; otherwise nothing is filled in.
+        agents: how many other agents it can start.
+
+    Raises:
+        DefinitionError: it says less than its tools show.
+    """
+    said = {mark.criterion: mark.points for mark in risk_of(agency).marks}
+    shown = facts_of_tools(effects, approved=said["decision authority"] == _APPROVED, agents=agents)
+    found = dict(agency)
+    for criterion in CRITERIA:
+        seen = shown.get(criterion.fact)
+        if seen is None:
+            continue
+        if found.get(criterion.fact) is None:
+            if is_whole:
+                found[criterion.fact] = seen
+        elif said[criterion.name] < criterion.scale.index(seen):
+            raise DefinitionError(
+                f"`{criterion.fact}` is declared as `{found[criterion.fact]}`, its tools show `{seen}`; declare that, "
+                "or take tools away",
+                fact=criterion.fact,
+            )
+    return found
+
+
+def stricter(first: Risk, second: Risk) -> Risk:
+    """The higher of two tiers."""
+    return max(first, second, key=RISKS.index)
 
 
 def _mark(criterion: Criterion, value: Any) -> Mark:

@@ -14,7 +14,7 @@ from perdure.agents.codec import to_json
 from perdure.agents.tool import schema_of
 from perdure.core.errors import ToolUnreachableError
 from perdure.core.labels import Labels
-from perdure.core.tools import ToolOutput, ToolSpec, ToolUse, is_tool_name
+from perdure.core.tools import AGENTS, ToolOutput, ToolSpec, ToolUse, is_tool_name
 from perdure.core.values import pack
 from perdure.engines.embedded.waits import outcome_of
 from perdure.ports import Tool
@@ -23,7 +23,6 @@ from perdure.runtime.handle import RunHandle
 if TYPE_CHECKING:
     from perdure.runtime.runtime import Runtime
 
-AGENTS = "agents"
 WAIT_MS = 7 * 24 * 3_600_000  # a child may wait for a human; whoever wants less sets a deadline
 
 

@@ -13,6 +13,7 @@ import msgspec
 from perdure.core.errors import DefinitionError
 from perdure.core.limits import Settings
 from perdure.core.models import Upstream
+from perdure.core.principals import Risk
 from perdure.ports import Secrets, Toolset
 from perdure.runtime.outside import World
 from perdure.runtime.rulebook import JudgeRule, Rules
@@ -94,8 +95,11 @@ def _rules(table: Mapping[str, Any], path: Path | None) -> Rules:
         options["witnesses"] = msgspec.convert(options.pop("witness", []), tuple[WitnessRule, ...])
     except msgspec.ValidationError as error:
         raise DefinitionError(f"`[[governance.witness]]` of `{path}` cannot be read: {error}") from error
-    if not isinstance(options.get("confidence_min", 1), int):
-        raise DefinitionError(f"`confidence_min` of `{path}` is a percentage")
+    if "confidence_min" in options:
+        try:
+            options["confidence_min"] = msgspec.convert(options["confidence_min"], int | dict[Risk, int])
+        except msgspec.ValidationError as error:
+            raise DefinitionError(f"`confidence_min` of `{path}` cannot be read: {error}") from error
     return Rules(**options)
 
 

@@ -12,14 +12,17 @@ import msgspec
 from perdure.core import entries as e
 from perdure.core.actions import ActionRecord
 from perdure.core.errors import ActionUnknownError
-from perdure.core.principals import Chain, Principal
+from perdure.core.principals import Chain, Principal, Risk
 from perdure.core.verdicts import Verdict
 from perdure.governance.policy import PolicyRequest, PolicySet
 from perdure.ports import Transaction
 from perdure.runtime.actions import parts
 
 if TYPE_CHECKING:
+    from perdure.agents.agent import Agent
     from perdure.runtime.runtime import Runtime
+
+UNKNOWN_RISK: Risk = "medium"  # what an agent has that says nothing of itself, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +45,13 @@ class Replayed:
 def request_of(
     tx: Transaction,
     row: ActionRecord,
-    roles: Mapping[str, tuple[str, ...]],
+    agents: Mapping[str, Agent],
     bytes_of: Bytes,
     chains: dict[str, Chain],
 ) -> PolicyRequest:
     """The request that an action was, from its journal; ``chains`` keeps who its runs act for.
+
+    The roles and the risk of its agent are those of now.
 
     Raises:
         ActionUnknownError: the journal does not have it any more.
@@ -57,7 +62,8 @@ def request_of(
         raise ActionUnknownError(f"the journal has no request of action `{row.key}`", action=row.key)
     if row.run not in chains:
         started = tx.journal(row.run, 0, 1)[0]
-        own = Principal(kind="agent", name=row.agent, run=row.run, groups=roles.get(row.agent, ()))
+        roles = agents[row.agent].roles if row.agent in agents else ()
+        own = Principal(kind="agent", name=row.agent, run=row.run, groups=roles)
         chains[row.run] = (own, *getattr(started, "principals", ()))
     is_model = row.what == "model"
     return PolicyRequest(
@@ -65,6 +71,7 @@ def request_of(
         name=row.name,
         is_model=is_model,
         arguments={} if is_model else msgspec.json.decode(bytes_of(asked)),
+        risk=agents[row.agent].risk if row.agent in agents else UNKNOWN_RISK,
         at_ms=row.intended_ms,
     )
 
@@ -87,9 +94,6 @@ class Judging:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    def _roles(self) -> dict[str, tuple[str, ...]]:
-        return {name: agent.roles for name, agent in self._runtime.agents.items()}
-
     def request(self, action: str) -> PolicyRequest:
         """The request that an action was.
 
@@ -102,7 +106,7 @@ class Judging:
             row = tx.action(run, call)
             if row is None:
                 raise ActionUnknownError(f"there is no action `{action}`", action=action)
-            return request_of(tx, row, self._roles(), Bytes(tx), {})
+            return request_of(tx, row, self._runtime.agents, Bytes(tx), {})
 
         return self._runtime.store.read(work)
 
@@ -118,22 +122,20 @@ class Judging:
             since_ms: only actions since then.
             limit: how many at most.
         """
-        roles = self._roles()
         chains: dict[str, Chain] = {}
         for row in self._runtime.store.read(lambda tx: tx.actions_since(since_ms, limit)):
-            judge = partial(self._replayed, row, candidate, roles, chains)
+            judge = partial(self._replayed, row, candidate, chains)
             yield self._runtime.store.read(judge)
 
     def _replayed(
         self,
         row: ActionRecord,
         candidate: PolicySet,
-        roles: Mapping[str, tuple[str, ...]],
         chains: dict[str, Chain],
         tx: Transaction,
     ) -> Replayed:
         try:
-            after = candidate.decide(request_of(tx, row, roles, Bytes(tx), chains))
+            after = candidate.decide(request_of(tx, row, self._runtime.agents, Bytes(tx), chains))
         except ActionUnknownError as error:
             from perdure.core.verdicts import deny
 

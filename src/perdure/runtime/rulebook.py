@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from perdure.core.errors import DefinitionError
-from perdure.core.principals import Risk
+from perdure.core.principals import RISKS, Risk
 from perdure.gateway.catalogue import Catalogue
 from perdure.gateway.gates.authority import AuthorityGate
 from perdure.gateway.gates.case import Gate
@@ -56,7 +56,7 @@ class Rules:
         flow: a TOML file with what is declared of the flow of information; also without it flow is judged as soon as a tool
             declares something in its code.
         conduct: a TOML file with rules over the sequence of a run's actions.
-        confidence_min: actions with a lower confidence (in percent) are held.
+        confidence_min: actions with a lower confidence (in percent) are held; one number, or one for each risk.
         judge: an external judge, asked after those.
         gates: checks of your own, asked before the judge.
         witnesses: who cosigns the audit log in which all of that is recorded.
@@ -65,17 +65,26 @@ class Rules:
     policies: Path | None = None
     flow: Path | None = None
     conduct: Path | None = None
-    confidence_min: int | None = None
+    confidence_min: int | Mapping[Risk, int] | None = None
     judge: JudgeRule | None = None
     gates: Sequence[Gate] = ()
     witnesses: Sequence[WitnessRule] = ()
 
     def __post_init__(self) -> None:
-        if self.confidence_min is not None and self.confidence_min not in PERCENT:
+        least = self.confidence_by_risk
+        if least is not None and (set(least) != set(RISKS) or not set(least.values()) <= set(PERCENT)):
             raise DefinitionError(
-                f"`confidence_min` is {self.confidence_min}, expected a percentage from 1 to 100"
+                f"`confidence_min` is {self.confidence_min}, expected a percentage from 1 to 100, or one for each of "
+                f"{', '.join(RISKS)}"
             )
         checked_witnesses(self.witnesses)
+
+    @property
+    def confidence_by_risk(self) -> Mapping[Risk, int] | None:
+        """``confidence_min`` of each tier."""
+        if self.confidence_min is None or isinstance(self.confidence_min, Mapping):
+            return self.confidence_min
+        return dict.fromkeys(RISKS, self.confidence_min)
 
 
 class Rulebook:
@@ -119,8 +128,8 @@ class Rulebook:
         if self._rules.judge is not None:
             self._judge = _judge(self._rules.judge, secrets)
             gates.append(self._judge)
-        if self._rules.confidence_min is not None:
-            gates.append(ConfidenceGate(self._rules.confidence_min))
+        if (least := self._rules.confidence_by_risk) is not None:
+            gates.append(ConfidenceGate(least))
         governance.go_by(gates)
 
     async def close(self) -> None:

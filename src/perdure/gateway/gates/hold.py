@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from perdure.core.principals import Risk
 from perdure.core.verdicts import ALLOW, Demand, Verdict, hold
 from perdure.gateway.gates.case import Case
 
@@ -10,17 +13,18 @@ class ConfidenceGate:
     """Holds an action that is no read when its confidence is known and low.
 
     Args:
-        percent_min: from this confidence on it goes on.
+        percent_min: from this confidence on it goes on, by the risk of the agent.
         demand: what releases it.
     """
 
-    def __init__(self, percent_min: int, demand: Demand | None = None) -> None:
+    def __init__(self, percent_min: Mapping[Risk, int], demand: Demand | None = None) -> None:
         self._percent_min = percent_min
         self._demand = demand or Demand()
 
     async def judge(self, case: Case) -> Verdict:
         """Its answer."""
-        if case.confidence is None or case.confidence >= self._percent_min or case.effect == "read":
+        least = self._percent_min[case.risk]
+        if case.confidence is None or case.confidence >= least or case.effect == "read":
             return ALLOW
-        message = f"confidence is {case.confidence} percent, below {self._percent_min}"
+        message = f"confidence is {case.confidence} percent, below {least}"
         return hold("confidence-low", message, self._demand)
