@@ -4,6 +4,9 @@ python -m bench.drift [--windows 500]
 
 The traces are synthetic: an agent with two goals, each with its own mix of tools, sizes and gaps. In every kind of drift a
 part of a window's actions comes from somewhere else. The figures say what the tests can find, not what real agents do.
+
+The second part is of whole runs, as the runtime compares them: agents whose actions stand for themselves (``even``) and agents of
+which every run has a mix of its own (``moody``), which a test that takes actions for independent would call drift.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from perdure.governance import behaviour
+from perdure.governance.behaviour import Behaviour
 from perdure.governance.drift import Baseline, Limits, Sample, compare, frozen
 
 BASELINE = 500
@@ -107,6 +112,64 @@ def measure(*, windows: int = 500, seed: int = 1) -> dict[str, Any]:
     }
 
 
+RUNS = (50, 200)  # of a baseline: the least that is allowed, and one that is better
+ALPHAS = {"when asked": 0.01, "by itself": 0.001}
+DRIFTS: dict[
+    str, tuple[str, float, float]
+] = {  # what is done otherwise, in what share of the runs, how much longer they are
+    "none": ("", 0, 1),
+    "new-verb": ("export", 0.1, 1),
+    "mix": ("note", 0.5, 1),
+    "longer": ("", 0, 2),
+}
+
+
+def one_run(chance: Random, *, moody: bool, drift: str) -> Behaviour:
+    """What one run did."""
+    other, share, longer = DRIFTS[drift]
+    weights = [
+        chance.gammavariate(weight / 10, 1) + 1e-9 if moody else weight for weight in GOALS["answer"].values()
+    ]
+    verbs: dict[str, int] = {}
+    for tool in chance.choices(list(GOALS["answer"]), weights, k=round(longer * chance.randint(3, 9))):
+        verbs[tool] = verbs.get(tool, 0) + 1
+    if other and chance.random() < share:
+        verbs[other] = verbs.get(other, 0) + 3
+    total = sum(verbs.values())
+    tokens = round(chance.lognormvariate(*BYTES) * total)
+    sums = {"actions": total, "refusals": 0, "tokens": tokens, "usd_micros": tokens * 3}
+    return Behaviour(run=str(chance.random()), verbs=verbs, numbers=sums)
+
+
+def measure_runs(*, windows: int = 500, seed: int = 1) -> dict[str, Any]:
+    """The percentage of windows of whole runs in which drift was found; those of ``none`` are false alarms.
+
+    Args:
+        windows: of each kind and size; every tenth has a baseline of its own.
+        seed: of the traces.
+    """
+    chance = Random(seed)
+    rows: dict[str, Any] = {}
+    for moody in (False, True):
+        for size in RUNS:
+            for window in SIZES[1:]:
+                found = {drift: dict.fromkeys(ALPHAS, 0) for drift in DRIFTS}
+                for turn in range(windows):
+                    if turn % 10 == 0:
+                        made = [one_run(chance, moody=moody, drift="none") for _ in range(size)]
+                        known = behaviour.freeze("desk", "answer", made, by="bench", at_ms=0)
+                    for drift in DRIFTS:
+                        seen = [one_run(chance, moody=moody, drift=drift) for _ in range(window)]
+                        for name, alpha in ALPHAS.items():
+                            report = behaviour.check(known, seen, alpha=alpha)
+                            found[drift][name] += report.found == "drift"
+                rows[f"{'moody' if moody else 'even'}, baseline {size}, window {window}"] = {
+                    drift: {name: round(100 * count / windows, 1) for name, count in counts.items()}
+                    for drift, counts in found.items()
+                }
+    return {"windows_of_each": windows, "percent": rows}
+
+
 def _baseline(chance: Random, goal: str, size: int) -> Baseline:
     return frozen("desk", goal, [normal(chance, goal) for _ in range(size)])
 
@@ -137,7 +200,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=500)
     chosen = parser.parse_args()
-    print(json.dumps(measure(windows=chosen.windows), indent=1))
+    found = {"actions": measure(windows=chosen.windows), "runs": measure_runs(windows=chosen.windows)}
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -305,3 +305,12 @@ def test_two_processes_may_make_a_database_at_the_same_time(tmp_path: Path) -> N
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_runs_that_ended_last_are_found_by_their_index(tmp_path: Path) -> None:
+    with closing(open_connection(tmp_path / "d.db")) as connection:
+        plan = connection.execute(
+            "EXPLAIN QUERY PLAN SELECT * FROM runs WHERE agent = 'a' AND ended_ms > 1 AND ended_ms <= 2 "
+            "ORDER BY ended_ms DESC, key DESC LIMIT 50 OFFSET 0"
+        ).fetchall()
+    assert [row[3].partition(" (")[0] for row in plan] == ["SEARCH runs USING INDEX runs_ended"]

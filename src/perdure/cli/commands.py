@@ -85,6 +85,7 @@ def run(
     detach: bool = False,
     user: str | None = None,
     group: list[str] | None = None,
+    goal: str | None = None,
     config: Config = None,
     otel: Otel = False,
     json: Json = False,
@@ -101,13 +102,14 @@ def run(
         detach: Only start it; a process with `perdure work` drives it.
         user: On whose behalf: policies ask for this user too, who then cannot approve what the run asks for.
         group: A group of that user, for policies; can be given several times.
+        goal: What it is started for; drift tells goals apart (default: the agent's name).
     """
     from perdure.cli.execute import Order
     from perdure.cli.execute import run as execute
 
     order = Order(
         target=target, input=input, data=data, session=session, key=key, deadline=deadline, detach=detach,
-        otel=otel, config=config, user=user, groups=tuple(group or ()),
+        otel=otel, config=config, user=user, groups=tuple(group or ()), goal=goal,
     )  # fmt: skip
     return execute(order, Out(json))
 

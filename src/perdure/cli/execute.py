@@ -45,6 +45,7 @@ class Order:
     config: Path | None = None
     user: str | None = None
     groups: tuple[str, ...] = ()
+    goal: str | None = None
 
     @property
     def principals(self) -> list[Principal]:
@@ -97,6 +98,7 @@ async def _run(order: Order, out: Out, agents: list[Agent], name: str, app: str)
                 idempotency_key=order.key,
                 deadline=order.deadline,
                 principals=order.principals,
+                goal=order.goal,
             )
             if order.detach:
                 out.emit({"run": handle.id}) if out.json else out.text(handle.id)

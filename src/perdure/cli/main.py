@@ -58,6 +58,9 @@ Govern:
   policy explain FOLDER APP RUN/CALL  Which policies decide about an action.
   policy backtest FOLDER APP  Which verdicts of the past would change.
   conduct risk APP          How much agents could do on their own, as an index.
+  conduct drift freeze AGENT  Keep how an agent acts now as its baseline.
+  conduct drift check AGENT  Whether it still acts like that.
+  conduct drift list        What was frozen.
   keys list                 Whose signature counts.
   keys new                  Make your key; only its public half is registered.
   keys import FILE          Register the public keys of a team.

@@ -32,7 +32,8 @@ JOURNAL_VERSION = 2  # written in RunStarted; raised when a class is added that 
 class RunStarted(Entry, frozen=True, kw_only=True):
     """A run was accepted. ``chance`` seeds ``run.random`` and ``run.uuid``; ``version`` pins the agent's code.
 
-    ``principals`` is who it acts for: the run that started it, and so on up to the user.
+    ``principals`` is who it acts for: the run that started it, and so on up to the user. ``goal`` is what it was started for,
+    if that was said.
     """
 
     agent: str
@@ -44,6 +45,7 @@ class RunStarted(Entry, frozen=True, kw_only=True):
     deadline_ms: int | None = None
     origin: str | None = None
     principals: tuple[Principal, ...] = ()
+    goal: str = ""
     journal: int = JOURNAL_VERSION
 
 

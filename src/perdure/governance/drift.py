@@ -3,7 +3,8 @@
 A baseline is frozen for each agent and goal. A window of newer actions is held against it in three ways: Jensen-Shannon
 divergence for names (tools, verbs), the Mann-Whitney U test for sizes and gaps, and the rule that something never seen for this
 goal is drift. How far names may diverge depends on how many there are: by chance alone, small windows diverge more than
-large ones. A goal with too few samples, or without a baseline, is *unknown*, which is not the same as *no drift*.
+large ones; and on how alike the actions of one group (a run) are: ten actions of one run tell less than ten runs with one
+each. A goal with too few samples, or without a baseline, is *unknown*, which is not the same as *no drift*.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         names: such as ``{"tool": "refund", "verb": "write"}``.
         numbers: such as ``{"arguments_bytes": 120, "gap_ms": 900}``.
+        group: what it belongs to, such as its run; empty if it stands for itself.
     """
 
     names: Mapping[str, str] = {}
     numbers: Mapping[str, float] = {}
+    group: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +70,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         samples: how many actions it is made of.
         names: by feature, how often each name was there.
         numbers: by feature, in order of size.
+        spread: by feature with names, how many times more they vary because of their groups than if each stood for itself.
     """
 
     agent: str
@@ -74,6 +78,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     names: Mapping[str, Mapping[str, int]]
     numbers: Mapping[str, tuple[float, ...]]
+    spread: Mapping[str, float] = {}
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +158,8 @@ def frozen(agent: str, goal: str, samples: Sequence[Sample], *, limits: Limits =
         feature: _thinned(sorted(float(one.numbers[feature]) for one in samples))
         for feature in sorted(first.numbers)
     }
-    return Baseline(agent=agent, goal=goal, samples=len(samples), names=names, numbers=numbers)
+    spread = {feature: spread_of(feature, samples) for feature in names}
+    return Baseline(agent=agent, goal=goal, samples=len(samples), names=names, numbers=numbers, spread=spread)
 
 
 def compare(baseline: Baseline | None, window: Sequence[Sample], *, limits: Limits = LIMITS) -> Report:
@@ -177,9 +183,7 @@ def compare(baseline: Baseline | None, window: Sequence[Sample], *, limits: Limi
         alpha = limits.alpha / max(
             tests, 1
         )  # Bonferroni: they are wrong together no more often than one alone
-        features += [
-            _divergence(name, counts, window, alpha, limits) for name, counts in baseline.names.items()
-        ]
+        features += [_divergence(name, baseline, window, alpha, limits) for name in baseline.names]
         features += [_rank(name, kept, window, alpha, limits) for name, kept in baseline.numbers.items()]
     if any(feature.is_drift for feature in features):
         return Report(found="drift", features=tuple(features))
@@ -240,6 +244,26 @@ def counted(names: Sequence[str]) -> dict[str, int]:
     return found
 
 
+def spread_of(feature: str, samples: Sequence[Sample]) -> float:
+    """How many times more the shares of names vary than chance alone explains, because groups are alike in themselves.
+
+    The first-order correction of Rao and Scott for samples in clusters, from the variance between the groups; never less than 1.
+    """
+    groups: dict[str, dict[str, int]] = {}
+    for place, one in enumerate(samples):
+        mine = groups.setdefault(one.group or f"\0{place}", {})
+        mine[one.names[feature]] = mine.get(one.names[feature], 0) + 1
+    total = counted([one.names[feature] for one in samples])
+    if len(total) < 2 or len(groups) < 2 or len(groups) == len(samples):
+        return 1.0
+    found = 0.0
+    for name, count in total.items():
+        share = count / len(samples)
+        between = sum((mine.get(name, 0) - share * sum(mine.values())) ** 2 for mine in groups.values())
+        found += between / share
+    return max(1.0, found * len(groups) / (len(groups) - 1) / len(samples) / (len(total) - 1))
+
+
 def divergence_limit(first: int, second: int, kinds: int, alpha: float) -> float:
     """How far two samples of one and the same source diverge by chance alone, in bits, with probability ``alpha`` or less.
 
@@ -273,12 +297,13 @@ def _novelty(name: str, counts: Mapping[str, int], window: Sequence[Sample], lim
 
 
 def _divergence(
-    name: str, counts: Mapping[str, int], window: Sequence[Sample], alpha: float, limits: Limits
+    name: str, baseline: Baseline, window: Sequence[Sample], alpha: float, limits: Limits
 ) -> Feature:
-    mine = counted([one.names[name] for one in window])
+    counts, mine = baseline.names[name], counted([one.names[name] for one in window])
     kinds = len(counts.keys() | mine.keys())
     value = divergence(mine, counts)
-    limit = max(divergence_limit(len(window), sum(counts.values()), kinds, alpha), limits.divergence_min)
+    chance = divergence_limit(len(window), sum(counts.values()), kinds, alpha) * baseline.spread.get(name, 1)
+    limit = max(chance, limits.divergence_min)
     return Feature(feature=name, test="divergence", value=value, limit=limit, is_drift=value >= limit)
 
 

@@ -38,6 +38,12 @@ class Transaction(Protocol):
         """The unfinished runs of a session, oldest first."""
         ...
 
+    def ended_runs(
+        self, agent: str, after_ms: int, until_ms: int, limit: int, skip: int = 0
+    ) -> list[RunRecord]:
+        """Runs of an agent that ended after a time and until another, the last to end first, without the first ``skip``."""
+        ...
+
     def append(self, run_id: str, fence: int, entries: Sequence[Entry], blobs: Mapping[str, bytes]) -> None:
         """Append to a journal; each ``seq`` must follow the last one."""
         ...

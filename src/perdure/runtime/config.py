@@ -16,12 +16,13 @@ from perdure.core.models import Upstream
 from perdure.core.principals import Risk
 from perdure.ports import Secrets, Toolset
 from perdure.runtime.outside import World
-from perdure.runtime.rulebook import JudgeRule, Rules
+from perdure.runtime.rulebook import DriftRule, JudgeRule, Rules
 from perdure.runtime.witnessing import WitnessRule
 
 SETTING_PREFIX = "PERDURE_SETTING_"
 CONFIG = "perdure.toml"
 OPENAI_URL = "https://api.openai.com/v1"
+TABLES: Mapping[str, Any] = {"drift": DriftRule, "judge": JudgeRule}  # in `[governance]`
 ANTHROPIC_URL = "https://api.anthropic.com"
 
 
@@ -76,21 +77,22 @@ def _rules(table: Mapping[str, Any], path: Path | None) -> Rules:
     """What actions are judged by; paths are relative to the file."""
     folder = Path() if path is None else path.parent
     options = dict(table)
-    if unknown := set(options) - {"policies", "flow", "conduct", "confidence_min", "judge", "witness"}:
+    if unknown := set(options) - {"policies", "flow", "conduct", "confidence_min", "witness", *TABLES}:
         raise DefinitionError(
             f"`[governance]` of `{path}` has `{min(unknown)}`; expected `policies`, `flow`, "
-            "`conduct`, `confidence_min`, `judge` and `witness`"
+            "`conduct`, `confidence_min`, `drift`, `judge` and `witness`"
         )
     for name in ("policies", "flow", "conduct"):
         if name in options:
             if not isinstance(options[name], str):
                 raise DefinitionError(f"`{name}` of `{path}` is a path")
             options[name] = folder / options[name]
-    if "judge" in options:
-        try:
-            options["judge"] = msgspec.convert(options["judge"], JudgeRule)
-        except msgspec.ValidationError as error:
-            raise DefinitionError(f"`[governance.judge]` of `{path}` cannot be read: {error}") from error
+    for name, kind in TABLES.items():
+        if name in options:
+            try:
+                options[name] = msgspec.convert(options[name], kind)
+            except msgspec.ValidationError as error:
+                raise DefinitionError(f"`[governance.{name}]` of `{path}` cannot be read: {error}") from error
     try:
         options["witnesses"] = msgspec.convert(options.pop("witness", []), tuple[WitnessRule, ...])
     except msgspec.ValidationError as error:

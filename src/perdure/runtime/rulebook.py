@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from perdure.gateway.gates.flow import FlowGate
 from perdure.gateway.gates.hold import ConfidenceGate
 from perdure.gateway.governance import Governance
 from perdure.gateway.memory import RunMemory
+from perdure.governance.behaviour import WINDOW_MAX, WINDOW_MIN
 from perdure.governance.conduct_errors import ConductInvalidError
 from perdure.governance.conduct_rules import Rules as ConductRules
 from perdure.governance.flow import FlowRules, complete, read_rules
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from perdure.gateway.judge import WebhookJudge
 
 PERCENT = range(1, 101)
+EVERY_S_MIN, EVERY_S_MAX = 0.05, 86_400.0  # of looking for drift: not in a busy loop, and at least once a day
 
 
 class JudgeRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +49,21 @@ class JudgeRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     deadlines_ms: dict[Risk, int] = {}
 
 
+class DriftRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What happens by itself when an agent does not act any more as it did.
+
+    Attributes:
+        contain: the level of the containment of such an agent.
+        every_s: how often newer actions are held against the baselines.
+        window: how many runs of a goal must have ended since the last comparison for the next one; new verbs are looked for
+            each time.
+    """
+
+    contain: Literal["watch", "restrict"]
+    every_s: Annotated[float, msgspec.Meta(ge=EVERY_S_MIN, le=EVERY_S_MAX)] = 60
+    window: Annotated[int, msgspec.Meta(ge=WINDOW_MIN, le=WINDOW_MAX)] = 20
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What actions are judged by.
@@ -57,6 +74,7 @@ class Rules:
             declares something in its code.
         conduct: a TOML file with rules over the sequence of a run's actions.
         confidence_min: actions with a lower confidence (in percent) are held; one number, or one for each risk.
+        drift: what happens by itself when an agent drifts; without it drift is only looked for when somebody asks.
         judge: an external judge, asked after those.
         gates: checks of your own, asked before the judge.
         witnesses: who cosigns the audit log in which all of that is recorded.
@@ -66,6 +84,7 @@ class Rules:
     flow: Path | None = None
     conduct: Path | None = None
     confidence_min: int | Mapping[Risk, int] | None = None
+    drift: DriftRule | None = None
     judge: JudgeRule | None = None
     gates: Sequence[Gate] = ()
     witnesses: Sequence[WitnessRule] = ()

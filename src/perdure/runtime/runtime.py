@@ -13,10 +13,10 @@ from perdure.agents.agent import Agent
 from perdure.agents.codec import to_json
 from perdure.core.actions import Budget
 from perdure.core.errors import AgentUnknownError, DefinitionError
-from perdure.core.ids import checked_name, checked_topic, run_id
+from perdure.core.ids import checked_topic, run_id
 from perdure.core.limits import Settings
 from perdure.core.models import Upstream
-from perdure.core.principals import Principal, checked_chain
+from perdure.core.principals import Principal
 from perdure.core.records import Conflict, RunFilter, RunRecord, Schedule, Status, statuses
 from perdure.core.values import Payload, pack
 from perdure.engines.embedded import EmbeddedEngine, works
@@ -29,15 +29,18 @@ from perdure.runtime.actions import Actions
 from perdure.runtime.agent_tools import AgentsToolset
 from perdure.runtime.approvals import Approvals
 from perdure.runtime.approver_keys import Keys
-from perdure.runtime.auditing import Audit, signing
+from perdure.runtime.auditing import Audit
 from perdure.runtime.config import settings_from
 from perdure.runtime.containment import Containments
+from perdure.runtime.drifting import Drift
 from perdure.runtime.handle import Answerable, RunHandle
+from perdure.runtime.keeping import keeping
 from perdure.runtime.opening import governance_of, opened
 from perdure.runtime.outside import World, reach
 from perdure.runtime.registry import register
 from perdure.runtime.rulebook import Rulebook, Rules
 from perdure.runtime.schedules import schedule_row
+from perdure.runtime.starting import new_run
 from perdure.runtime.system import SystemClock, SystemEntropy
 from perdure.runtime.undo import Undoing
 from perdure.runtime.watchdog import Watchdog
@@ -69,6 +72,7 @@ class Runtime:
         self.approvals = Approvals(self)
         self.keys = Keys(self)
         self.audit = Audit(self)
+        self.drift = Drift(self)
         self._clock = clock
         self.entropy = entropy
 
@@ -123,7 +127,7 @@ class Runtime:
             ) as runtime:
                 own.runtime = undoing.runtime = runtime
                 runtime.undoing, runtime.audit.keys = undoing, keys
-                async with contextlib.nullcontext() if beside else signing(store, keys, runtime.now_ms, rules.witnesses):  # fmt: skip
+                async with contextlib.nullcontext() if beside else keeping(runtime, keys, rules):
                     yield runtime
 
     @classmethod
@@ -180,6 +184,7 @@ class Runtime:
         conflict: Conflict | None = None,
         budget: Budget | None = None,
         principals: Sequence[Principal] = (),
+        goal: str | None = None,
     ) -> RunHandle:
         """Accept a run; durable on return.
 
@@ -193,6 +198,7 @@ class Runtime:
             conflict: what happens if the session is busy; by default what the agent says.
             budget: what the run may use with everything that it starts; by default what the agent says.
             principals: who it acts for, the nearest first: policies ask for each of them too.
+            goal: what it is started for, such as ``refund``: drift tells goals apart; by default the agent's name.
 
         Raises:
             AgentUnknownError, InputInvalidError, PayloadTooLargeError: nothing was started.
@@ -200,31 +206,14 @@ class Runtime:
             DrainingError: the runtime is stopping.
             UnavailableError: the store did not answer: start again with the same idempotency key.
         """
-        definition = self.agent(agent)
-        data = to_json(input)
-        definition.parameters.read_input(data)
-        payload, blobs = pack(data, self.settings.payload_bytes_max)
-        now_ms = self._clock.now_ms()
-        new = works.NewRun(
-            id=run_id(now_ms, self.entropy.bits(60)),
-            agent=definition.name,
-            version=definition.version,
-            input=payload,
-            chance=self.entropy.bits(SEED_BITS),
-            blobs=blobs,
-            session=None if session is None else checked_name("a session", session),
-            idempotency_key=None
-            if idempotency_key is None
-            else checked_name("an idempotency key", idempotency_key),
-            priority=priority,
-            deadline_ms=None if deadline is None else now_ms + round(deadline * 1000),
-            conflict=conflict or definition.conflict,
-            budget=budget or definition.budget,
-            principals=checked_chain(principals),
-        )
+        new = new_run(
+            self, self.agent(agent), input, session=session, idempotency_key=idempotency_key, priority=priority,
+            deadline=deadline, conflict=conflict, budget=budget, principals=principals, goal=goal,
+        )  # fmt: skip
         if self.engine is not None:
             record = await self.engine.start(new)
         else:
+            now_ms = self.now_ms()
             record, _ = await self.store.transact(lambda tx: works.start(tx, new, now_ms))
         return RunHandle(self, record.id)
 

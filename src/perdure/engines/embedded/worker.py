@@ -390,5 +390,6 @@ def _first(run: RunRecord, new: NewRun) -> list[e.AnyEntry]:
     started = e.RunStarted(
         seq=1, at_ms=run.created_ms, agent=new.agent, version=new.version, input=new.input, chance=new.chance,
         session=new.session, parent=new.parent, deadline_ms=new.deadline_ms, principals=new.principals,
+        goal=new.goal,
     )  # fmt: skip
     return [started]

@@ -54,6 +54,7 @@ class NewRun:
     conflict: Conflict = "enqueue"
     budget: Budget | None = None
     principals: tuple[Principal, ...] = ()
+    goal: str = ""
 
 
 def find(tx: Transaction, run_id: str) -> RunRecord:
@@ -120,6 +121,7 @@ def start(
         parent=new.parent,
         deadline_ms=new.deadline_ms,
         principals=new.principals,
+        goal=new.goal,
     )
     inserted = tx.insert_run(record, (started,), new.blobs)
     if new.budget is not None and known is None and inserted.id == new.id:

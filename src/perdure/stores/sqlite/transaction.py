@@ -124,6 +124,15 @@ class SqliteTransaction(LedgerTables, ApprovalTables, AuditTables):
         where = f"agent = ? AND session = ? AND status NOT IN {_ENDED} ORDER BY key"
         return self._many(where, (agent, session))
 
+    def ended_runs(
+        self, agent: str, after_ms: int, until_ms: int, limit: int, skip: int = 0
+    ) -> list[RunRecord]:
+        """Runs of an agent that ended within a time, the last to end first."""
+        where = (
+            "agent = ? AND ended_ms > ? AND ended_ms <= ? ORDER BY ended_ms DESC, key DESC LIMIT ? OFFSET ?"
+        )
+        return self._many(where, (agent, after_ms, until_ms, limit, skip))
+
     def children(self, run_id: str) -> list[RunRecord]:
         """The runs that this run started, oldest first."""
         return self._many("parent = ? ORDER BY key", (run_id,))

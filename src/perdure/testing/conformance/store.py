@@ -182,6 +182,23 @@ async def runs_are_listed_newest_first(store: Store) -> None:
     same(found, (["r2", "r5"], ["r1", "r5"]), "children, and the unfinished runs of a session")
 
 
+async def ended_runs_are_listed_by_their_end(store: Store) -> None:
+    """Of one agent, within a time, the last to end first, page by page."""
+    ends = {"r1": 30, "r2": 10, "r3": 20, "r4": 20, "r5": 40}
+    for name, end_ms in ends.items():
+        await store.transact(lambda tx, r=name: running(tx, r, agent="b" if r == "r5" else "a"))  # type: ignore[misc]
+        await store.transact(lambda tx, r=name, t=end_ms: tx.move(r, 1, Status.COMPLETED, now_ms=t))  # type: ignore[misc]
+    await store.transact(lambda tx: running(tx, "r6"))
+
+    def ids(*want: int, agent: str = "a") -> list[str]:
+        return [run.id for run in store.read(lambda tx: tx.ended_runs(agent, *want))]
+
+    same(ids(0, 99, 9), ["r1", "r4", "r3", "r2"], "the last to end first, and what goes on not at all")
+    same(ids(0, 99, 2, 1), ["r4", "r3"], "a page")
+    same(ids(10, 20, 9), ["r4", "r3"], "after a time, until another")
+    same(ids(0, 99, 9, agent="b"), ["r5"], "of another agent")
+
+
 async def blobs_come_back_whole(store: Store) -> None:
     """Kept once under their digest, with runs, entries, messages and state; an unknown one is an error."""
     body = bytes(range(256)) * 1_000
@@ -232,6 +249,7 @@ CASES = (
     status_is_set_only_from_the_one_named,
     the_first_request_to_cancel_counts,
     runs_are_listed_newest_first,
+    ended_runs_are_listed_by_their_end,
     blobs_come_back_whole,
     *store_queue.CASES,
     *store_ledger.CASES,
