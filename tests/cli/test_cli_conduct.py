@@ -95,7 +95,7 @@ def test_drift_is_frozen_checked_and_listed(app: Cli) -> None:
     app.ok("run", "desk.py:desk", "export", "--goal", "backup")
     assert app.lines("conduct", "drift", "check", "desk")[0]["found"] == "none", "that was another goal"
     run = app.lines("runs", "list")[0]["id"]
-    assert app.lines("runs", "journal", run)[0]["entry"]["goal"] == "backup"
+    assert app.lines("runs", "show", run)[0]["goal"] == "backup"
     app.ok("run", "desk.py:desk", "export")
     found = app("conduct", "drift", "check", "desk", "--window", "10", "--json")
     told = json.loads(found.stdout)

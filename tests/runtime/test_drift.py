@@ -326,6 +326,16 @@ async def test_the_runtime_looks_by_itself(tmp_path: Path) -> None:
         assert beside.containment.in_force() == []
 
 
+async def test_a_process_that_ends_soon_has_looked(tmp_path: Path) -> None:
+    async with opened(tmp_path) as runtime:
+        await frozen(runtime)
+        await played(runtime, [["export"]])
+    async with opened(tmp_path, QUIET) as runtime:
+        async with asyncio.timeout(10):
+            while not runtime.containment.in_force():
+                await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("error", [StoreUnavailableError("the store is away"), ValueError("a bug")])
 async def test_looking_goes_on_when_it_could_not_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
@@ -361,8 +371,11 @@ async def test_more_actions_than_are_looked_at_are_said(
     monkeypatch.setattr("perdure.runtime.drift_watch.NEWEST_MAX", 3)
     async with opened(tmp_path, QUIET) as runtime:
         await frozen(runtime)
+        watch = DriftWatch(runtime, QUIET)
+        assert await watch.look() == []
+        assert "were looked at" not in caplog.text, "the first look goes back to the freeze, as far as it can"
         await played(runtime, [["look"]] * 4)
-        assert await DriftWatch(runtime, QUIET).look() == []
+        assert await watch.look() == []
     assert "over 3 actions since the last look for drift: only the newest were looked at" in caplog.text
 
 

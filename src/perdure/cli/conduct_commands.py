@@ -16,13 +16,12 @@ AgentName = Annotated[str, Parameter(name="AGENT")]
 
 
 @conduct.command
-def risk(app: Annotated[str, Parameter(name="APP")], /, *, data: Data = DATA, json: Json = False) -> None:
+def risk(app: Annotated[str, Parameter(name="APP")], /, *, json: Json = False) -> None:
     """The agency-risk index of each agent, its tier, and why.
 
     Args:
         app: The module or file with the agents; with `APP:AGENT`, every criterion of one.
     """
-    del data  # nothing that ran matters
     from perdure.cli import conducting
 
     conducting.risk(app, Out(json))

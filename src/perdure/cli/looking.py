@@ -105,6 +105,7 @@ def describe(runtime: Runtime, handle: RunHandle) -> dict[str, Any]:
             (item.version for item in reversed(journal) if isinstance(item, e.RunMigrated)), begun
         ),
         "input": views.entry_json(first).get("input"),
+        "goal": getattr(first, "goal", ""),
         "steps": sum(isinstance(item, e.StepCompleted) for item in journal),
         "retries": sum(isinstance(item, e.StepRetried) for item in journal),
         "recovered": sum(isinstance(item, e.RunRecovered) for item in journal),
@@ -134,6 +135,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("agent", f"{found['agent']} (version {found['version']})"),
         ("status", found["status"]),
         ("input", views.shorten(dumps(found["input"]), 200)),
+        ("goal", found["goal"]),
         ("session", found["session"] or ""),
         ("key", found["idempotency_key"] or ""),
         ("parent", found["parent"] or ""),

@@ -49,26 +49,28 @@ class DriftWatch:
         self._swept_ms = -1  # until when actions were looked at for new verbs
 
     async def work(self) -> None:
-        """Look, until cancelled."""
+        """Look, until cancelled; at once, too, for a process that ends soon would never look otherwise."""
         while True:
-            await asyncio.sleep(self._rule.every_s)
             try:
                 await self.look()
             except PerdureError as error:  # the next look covers what this one would have
                 log.warning("drift was not looked for: %s", error)
             except Exception:  # told with its trace; a watch that ends unnoticed would be worse
                 log.exception("drift was not looked for")
+            await asyncio.sleep(self._rule.every_s)
 
     async def look(self) -> list[Containment]:
         """One look at everything that came since the last; the containments that were set."""
         now_ms = self._runtime.now_ms()
         known = {(one.agent, one.goal): one for one in await self._runtime.drift.baselines()}
+        if not known:
+            return []
         seen = await self._dealt_with({agent for agent, _ in known}, now_ms)
         free = {key: one for key, one in known.items() if seen.get(key[0], -1) < now_ms}
         floors = {key: max(one.at_ms, seen.get(key[0], -1)) for key, one in free.items()}
         since = {key: max(floor, self._swept_ms - LATE_MS) for key, floor in floors.items()}
         new, is_cut = self._runtime.drift.strange(free, since)
-        if is_cut:
+        if is_cut and self._swept_ms >= 0:  # the first look goes back to the freeze, as far as it can
             log.warning(
                 "over %d actions since the last look for drift: only the newest were looked at", NEWEST_MAX
             )
