@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from perdure.runtime.auditing import LogKeys, signing
+from perdure.runtime.auditing import signing
+from perdure.runtime.log_keys import LogKeys
 from perdure.runtime.rulebook import Rules
 
 if TYPE_CHECKING:
