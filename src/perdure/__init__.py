@@ -121,7 +121,7 @@ _WHERE = {
     ),
 }
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "ActionNotDoneError",
     "ActionState",
