@@ -311,6 +311,77 @@ async def test_a_containment_by_a_person_is_never_loosened(tmp_path: Path, was: 
         assert seen is not None, "and what was found is dealt with"
 
 
+async def test_what_an_agent_did_while_it_was_contained_does_not_count(tmp_path: Path) -> None:
+    async with opened(tmp_path) as runtime:
+        await frozen(runtime)
+        watch, chance = DriftWatch(runtime, QUIET), Random(7)
+        await runtime.containment.set("*", "restrict", by="anna", reason="odd")
+        await played(runtime, [[*usual(chance), "pay"] for _ in range(9)])
+        assert await watch.look() == []
+        await later(runtime)
+        await runtime.containment.lift("*", by="anna")
+        await played(runtime, [usual(chance) for _ in range(5)])
+        assert await watch.look() == [], "nine runs were refused something, but by nobody's drift"
+        await played(runtime, [usual(chance) for _ in range(5)])
+        assert await watch.look() == []
+        await played(runtime, [turned(chance) for _ in range(20)])
+        assert len(await watch.look()) == 1
+
+
+async def test_a_person_who_is_quicker_is_not_overruled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as runtime:
+        await frozen(runtime)
+        await played(runtime, [["export"]])
+        ended = drifting.Drift.ended
+
+        async def slow(drift: drifting.Drift, *key: str, **options: Any) -> Any:
+            await runtime.containment.set("agent:desk", "hold", by="anna", reason="odd")
+            return await ended(drift, *key, **options)
+
+        monkeypatch.setattr(drifting.Drift, "ended", slow)
+        assert await DriftWatch(runtime, QUIET).look() == []
+        assert [(item.level, item.by) for item in runtime.containment.in_force()] == [("hold", "anna")]
+
+
+async def test_a_containment_that_is_over_is_none(tmp_path: Path) -> None:
+    async with opened(tmp_path) as runtime:
+        await frozen(runtime)
+        await runtime.containment.set("agent:desk", "stop", by="anna", reason="odd", seconds=0.001)
+        while runtime.containment.in_force():
+            await later(runtime)
+        await played(runtime, [["export"]])
+        assert [item.level for item in await DriftWatch(runtime, QUIET).look()] == ["restrict"]
+
+
+async def test_an_action_that_is_seen_late_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path) as runtime:
+        await frozen(runtime)
+        watch, now_ms = DriftWatch(runtime, QUIET), runtime.now_ms
+        with monkeypatch.context() as early:
+            early.setattr(runtime, "now_ms", lambda: now_ms() + 2_000)
+            assert await watch.look() == []
+        await played(runtime, [["export"]])  # before the last look, says its clock
+        assert len(await watch.look()) == 1
+
+
+async def test_what_was_cut_off_is_no_sample_and_what_was_before_the_freeze_is_not_new(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as runtime:
+        await frozen(runtime)
+        for goal in (None, "other") * 6:
+            cut = await runtime.start("desk", {"verbs": ["look", "wait"]}, goal=goal)
+            while not runtime.actions.rows(run=cut.id):
+                await asyncio.sleep(0.01)
+            await cut.cancel("enough")
+        assert (await runtime.drift.check("desk")).why.startswith("0 runs have ended")
+        await played(runtime, [["pay"]] * RUNS_MIN, goal="other")
+        await runtime.drift.freeze("desk", "other", by="anna")
+        assert await DriftWatch(runtime, QUIET).look() == [], "`look` was used for it before it was frozen"
+
+
 async def test_the_runtime_looks_by_itself(tmp_path: Path) -> None:
     rule = DriftRule(contain="restrict", every_s=0.05, window=10)
     async with opened(tmp_path, rule) as runtime:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from perdure.core.actions import ActionFilter, ActionState
+from perdure.core.actions import ActionFilter
 from perdure.core.audit import AuditRecord
 from perdure.core.errors import CorruptError, UsageError
 from perdure.core.ids import checked_name
@@ -191,9 +191,7 @@ class Drift:
             found: dict[Key, dict[str, int]] = {}
             for row in rows:
                 verb = verb_of(row)
-                if row.state is ActionState.LOST or all(
-                    verb in one.known for one in known.get(row.agent, ())
-                ):
+                if all(verb in one.known for one in known.get(row.agent, ())):
                     continue
                 key = (row.agent, _goal_in(tx, row.run, row.agent))
                 if key in baselines and verb not in baselines[key].known and row.intended_ms > since[key]:
