@@ -215,8 +215,9 @@ def _is_bounded(text: str, start: int, end: int) -> bool:
         if _goes_on(before) or before in "/\\":
             return False
         # `IBAN:DE89...` is common, and a letter with a colon is no part of what follows.
-        if before in _JOINERS and start > 1 and _goes_on(text[start - 2]):
-            return before == ":" and text[start - 2].isalpha()
+        is_joined = before in _JOINERS and start > 1 and _goes_on(text[start - 2])
+        if is_joined and not (before == ":" and text[start - 2].isalpha()):
+            return False
     if end < len(text):
         after, beyond = text[end], text[end + 1 : end + 2]
         if _goes_on(after) or (after == "\\" and beyond == "\\"):
