@@ -230,3 +230,69 @@ def test_deep_and_huge_data_is_never_trusted() -> None:
     assert seen.labels_of(deep) == (("", seen.label),)
     assert not seen.request_label({"messages": deep}).is_trusted
     assert PUBLIC.is_trusted and not UNKNOWN.is_trusted
+
+
+def test_a_store_that_was_asked_before_it_was_written_to_and_answers_after_that_proves_nothing() -> None:
+    """Two calls at once: the lower number is the read, which is answered last."""
+    seen = context()
+    seen.learn("output", 1, "tool:mail", {"account": EVIL}, whole(MAIL))
+    call(seen, 2, {})
+    call(seen, 3, {"note": EVIL})
+    seen.learn("output", 3, "tool:notes", "noted", whole(MAIL))
+    seen.learn("output", 2, "tool:notes", [EVIL, GOOD], whole(BANK))
+    assert not seen.origin_of(EVIL).label.is_trusted
+    assert seen.origin_of(GOOD).label.is_trusted
+
+
+def test_what_a_store_held_before_stays_its_own() -> None:
+    seen = context()
+    seen.learn("output", 3, "tool:notes", [GOOD], whole(BANK))
+    seen.learn("output", 1, "tool:mail", f"is it {GOOD}?", whole(MAIL))
+    assert seen.origin_of(GOOD).label.is_trusted
+
+
+@pytest.mark.parametrize(
+    ("written", "returned"),
+    [
+        ("ＵＳ133000000121212121212", EVIL),
+        ("US13.3000.0001.2121.2121.212", EVIL),
+        ("Evil\u200b@evil.example", "evil@evil.example"),
+        ("evil.example", "bob@evil.example"),
+    ],
+)
+def test_a_trusted_store_may_write_it_in_another_way(written: str, returned: str) -> None:
+    seen = context()
+    seen.learn("output", 1, "tool:mail", {"account": written}, whole(MAIL))
+    call(seen, 2, {"note": written})
+    seen.learn("output", 3, "tool:notes", [returned], whole(BANK))
+    assert not seen.origin_of(returned).label.is_trusted
+
+
+def test_a_stranger_with_a_list_of_all_codes_does_not_make_the_right_one_public() -> None:
+    seen = context("look it up")
+    seen.learn("output", 1, "tool:mail", " ".join(f"{code:04}" for code in range(4000, 5000)), whole(MAIL))
+    seen.learn("output", 2, "tool:vault", {"code": "4711"}, whole(Label(readers=(), secret=True)))
+    assert seen.origin_of("4711").label.secret
+    assert seen.origin_of("4712").label.is_public
+
+
+def test_a_secret_that_comes_back_from_a_store_is_still_one() -> None:
+    seen = context("look it up")
+    seen.learn("output", 1, "tool:vault", {"code": "tango-4711"}, whole(SECRET))
+    call(seen, 2, {"note": "dGFuZ28tNDcxMQ=="})
+    seen.learn("output", 2, "tool:notes", "noted", whole(MAIL))
+    seen.learn("output", 3, "tool:notes", ["dGFuZ28tNDcxMQ==", "older note"], whole(MAIL))
+    assert seen.origin_of("dGFuZ28tNDcxMQ==").label.secret
+    assert seen.origin_of("older note").label.is_public
+    seen.learn("output", 4, "tool:notes", ["dGFuZ28tNDcxMQ=="], whole(BANK))
+    assert seen.origin_of("dGFuZ28tNDcxMQ==").label.secret
+
+
+def test_confidential_content_that_does_not_fit_is_not_public_because_a_stranger_says_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow_context, "DECIDING_CHARACTERS_MAX", 50)
+    seen = context()
+    seen.learn("output", 1, "tool:vault", {"code": "4711", "more": "x" * 100}, whole(SECRET))
+    seen.learn("output", 2, "tool:mail", "is it 4711?", whole(MAIL))
+    assert seen.origin_of("4711").label.secret

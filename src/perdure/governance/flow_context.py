@@ -36,7 +36,10 @@ PROGRAM = Label(
 
 
 class Row(msgspec.Struct, frozen=True):
-    """Some content: of what kind, of which call (-1 is none), from where, at which path of it, its label, the text (JSON)."""
+    """Some content: of what kind, of which call (-1 is none), from where, at which path of it, its label, the text (JSON).
+
+    ``writes`` is how many values the run had given to its tools before; ``None`` if not all of them are known.
+    """
 
     what: What
     call: int
@@ -44,6 +47,7 @@ class Row(msgspec.Struct, frozen=True):
     path: str
     label: Label
     text: Text
+    writes: int | None = 0
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,9 +97,10 @@ class Context:
         self._trusted: list[Row] = []
         self._deciding = self._naming = 0
         self._sources: dict[str, int] = {}  # in the order in which they were first seen
-        self._written: list[tuple[int, Text]] = []
+        self._written: list[tuple[Label, Text]] = []
         self._written_size = 0
-        self._distrusted: int | None = None  # from this call on, not all that was written is known
+        self._is_all_written = True  # whether all that was written is known
+        self._lost = PUBLIC  # confidential content that there was no place for
         self._causes: list[_Cause] = []
         self._wholes: dict[bytes, Label] = {}
         self.is_complete = True  # whether the causes of all calls are known
@@ -134,11 +139,11 @@ class Context:
         for value, origin in arguments or ():
             if origin.how != "made":
                 sources.update(origin.label.sources)
-            text = None if origin.label.is_trusted else written(value)
+            text = None if origin.label.is_trusted and origin.label.is_public else written(value)
             if text is not None and len(text) > SHORT_MAX:
-                self._write(call, text)
+                self._write(origin.label, text)
         if arguments is None:
-            self._distrusted = call if self._distrusted is None else self._distrusted
+            self._is_all_written = False
             sources.update(self._sources)
         if len(self._causes) < CAUSES_MAX:
             self._causes.append(_Cause(call, tuple(sources), len(self._sources)))
@@ -166,17 +171,17 @@ class Context:
             is_amount: a string of digits is a number too.
         """
         wanted = forms(value, is_amount=is_amount)
-        best: Row | None = None
+        best: Origin | None = None
         for row in self._trusted:
-            if _stands(wanted, row) and not self._may_have_come_back(row, wanted):
-                best = row
-                if row.label.is_public:
+            if _stands(wanted, row) and (label := self._label_in(row, wanted)).is_trusted:
+                best = _origin(row, label, "trusted")
+                if label.is_public:
                     break
         if best is not None:
-            return _origin(best, best.label, "trusted")
-        others = [row for row in reversed(self._rows) if _stands(wanted, row)]
+            return best
+        others = [(row, self._label_in(row, wanted)) for row in reversed(self._rows) if _stands(wanted, row)]
         if others:
-            return _found(others)
+            return _found(others, self._lost)
         return Origin(label=join(self.label, self._program), how="made")
 
     def labels_of(self, value: Any) -> Labels:
@@ -251,8 +256,11 @@ class Context:
         if not decides:
             text = text[:NAMED_CHARACTERS_MAX]
         if not self._has_place(len(text), decides=decides):
+            if not label.is_public:
+                self._lost = join(self._lost, label)
             return  # it stands nowhere now, so it has the label of everything
-        row = Row(what, call, source, path, label, Text(text))
+        writes = len(self._written) if self._is_all_written else None
+        row = Row(what, call, source, path, label, Text(text), writes)
         self._rows.append(row)
         if label.is_trusted:
             self._trusted.append(row)
@@ -278,23 +286,27 @@ class Context:
                 return True
         return False
 
-    def _write(self, call: int, text: str) -> None:
-        """An untrusted value was given to a tool: where it comes back, it is still untrusted."""
-        if self._distrusted is not None:
+    def _write(self, label: Label, text: str) -> None:
+        """A value was given to a tool: where it comes back, it is what it was."""
+        if not self._is_all_written:
             return
         if self._written_size + len(text) > WRITTEN_CHARACTERS_MAX:
-            self._distrusted = call
+            self._is_all_written = False
             return
-        self._written.append((call, Text(text)))
+        self._written.append((label, Text(text)))
         self._written_size += len(text)
 
-    def _may_have_come_back(self, row: Row, wanted: Forms) -> bool:
-        """Whether a value in the output of a tool may be one that the run itself had put there."""
+    def _label_in(self, row: Row, wanted: Forms) -> Label:
+        """The label of a value that stands in some content; in the output of a tool it may be what the run itself had put there.
+
+        Told by what was learned first, and not by the numbers of the calls: what is read may have been asked for long before.
+        """
         if row.what != "output":
-            return False
-        if self._distrusted is not None and row.call >= self._distrusted:
-            return True
-        return any(call <= row.call and shares(wanted, text) for call, text in self._written)
+            return row.label
+        if row.writes is None:
+            return join(row.label, join(self.label, Label()))
+        own = [label for label, text in self._written[: row.writes] if shares(wanted, text)]
+        return join_all([row.label, *own])
 
     def _recognise(self, text: str | None, label: Label) -> None:
         """Know this text in a request; if it was there before with another label, as the worse of both."""
@@ -325,11 +337,17 @@ def _origin(row: Row, label: Label, how: How) -> Origin:
     return Origin(label=label, how=how, source=row.source, call=call, path=row.path)
 
 
-def _found(rows: list[Row]) -> Origin:
+def _found(rows: list[tuple[Row, Label]], lost: Label) -> Origin:
     # What a model repeats has a source before it; that one is named.
-    row = min(rows, key=lambda item: item.what == "answer")
-    public = [item.label for item in rows if item.label.is_public]
-    label = public[0] if public else join_all([item.label for item in rows])
+    row = min((row for row, _ in rows), key=lambda item: item.what == "answer")
+    released = [label for row, label in rows if row.what == "declassified" and label.is_public]
+    if released:
+        label = released[0]
+    else:
+        # A stranger who has a list of all codes in his mail has not made the one that is confidential public.
+        closed = [(row, label) for row, label in rows if not label.is_public]
+        row = closed[0][0] if closed else row
+        label = join_all([*(label for _, label in closed or rows[:1]), lost])
     return _origin(row, join(label, Label()), "found")
 
 

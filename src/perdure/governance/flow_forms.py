@@ -53,12 +53,13 @@ class Forms(msgspec.Struct, frozen=True, kw_only=True):
 class Text:
     """A text to look in; what is derived from it is made when it is needed first."""
 
-    __slots__ = ("_lower", "_squeezed", "text")
+    __slots__ = ("_lower", "_squashed", "_squeezed", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._lower: str | None = None
         self._squeezed: str | None = None
+        self._squashed: str | None = None
 
     @property
     def lower(self) -> str:
@@ -73,6 +74,14 @@ class Text:
         if self._squeezed is None:
             self._squeezed = self.lower.replace(" ", "").replace("-", "")
         return self._squeezed
+
+    @property
+    def squashed(self) -> str:
+        """Its letters and digits, in one case and width."""
+        if self._squashed is None:
+            plain = unicodedata.normalize("NFKC", self.text).casefold()
+            self._squashed = "".join(c for c in plain if c.isalnum())
+        return self._squashed
 
 
 def written(value: Any) -> str | None:
@@ -190,9 +199,18 @@ def contains(outer: Forms, inner: Text) -> bool:
 
 
 def shares(wanted: Forms, place: Text) -> bool:
-    """Whether a value may have been made from a text, or a part of it: without bounds, case and spacing, if it is not short."""
-    needles = [item for item in (wanted.exact, wanted.squeezed, *wanted.folded) if len(item) >= SHARED_MIN]
-    return occurs(wanted, place) or any(Text(needle).squeezed in place.squeezed for needle in needles)
+    """Whether a value may have been made from a text or a part of it, or contains it: by letters and digits only, if they are not few.
+
+    A store may write what it was given in another way, so whatever the usual ones are is left out: case, spacing, marks, widths.
+    """
+    if occurs(wanted, place):
+        return True
+    known = place.squashed
+    needles = {Text(item).squashed for item in (wanted.exact, *wanted.numbers)}
+    return any(
+        (len(needle) >= SHARED_MIN and needle in known) or (len(known) >= SHARED_MIN and known in needle)
+        for needle in needles
+    )
 
 
 def _occurs_exactly(needle: str, text: str) -> bool:
