@@ -99,8 +99,15 @@ async def look_up(name: str) -> ToolOutput:
     return ToolOutput(value={"account": GOOD, "note": EVIL}, labels=(("account", safe), ("", Label())))
 
 
+@tool(effect="read", flow=ToolFlow(audience=()))
+async def encode(text: str) -> str:
+    """Nobody sees what it is given, and it declares nothing of what it returns."""
+    return text[::-1]
+
+
 TOOLS = [
-    read_mail, history, pay, set_password, read_secret, read_report, send_mail, post, look_up, declassify, endorse
+    read_mail, history, pay, set_password, read_secret, read_report, send_mail, post, look_up, encode,
+    declassify, endorse,
 ]  # fmt: skip
 
 
@@ -267,6 +274,15 @@ async def test_secrets_do_not_leave_in_any_shape(tmp_path: Path) -> None:
         inside = await does(runtime, ("read_secret", {}), ("set_password", {"password": "tango 4711"}))
         assert (await inside.result())[1] == "set", "nobody sees it there"
         assert [item[0] for item in sent] == ["password"]
+
+
+async def test_what_a_tool_makes_of_a_secret_is_one(tmp_path: Path) -> None:
+    async with opened(tmp_path) as runtime:
+        handle = await does(
+            runtime, ("read_secret", {}), ("encode", {"text": "tango 4711"}), ("post", {"text": "1174 ognat"})
+        )
+        assert (await handle.result())[1:] == ["1174 ognat", "action-denied"]
+        assert sent == []
 
 
 async def test_readers_are_who_may_be_written_to(tmp_path: Path) -> None:

@@ -280,6 +280,7 @@ class Gateway:
                 found.spent,
                 result=found.result,
                 error=found.error,
+                labels=found.labels,
                 decided_by="probe",
                 blobs=found.blobs,
             )

@@ -55,6 +55,7 @@ class Seen:
         self.context = Context()
         self._agent = ""
         self._named: dict[int, bool] = {}  # by open call of a tool: whether the user named what it reads
+        self._carried: dict[int, Label] = {}  # by open call of a tool: what of its arguments is confidential
         self._judged: dict[int, Sequence[Argument]] = {}  # by call: the arguments as they were judged last
         self._case: Case | None = None  # whose they are
 
@@ -124,9 +125,13 @@ class Seen:
                 flow = self.rules.tool(entry.name)
                 found = examine(self.context, flow, msgspec.json.decode(bytes_of(entry.request)))
             except paths.TooLargeError:
+                self._carried[entry.call] = self.context.label
                 self.context.learn_call(entry.call, None)
                 return
         self._named[entry.call] = is_named(found)
+        self._carried[entry.call] = join_all(
+            item.origin.label for item in found if not item.origin.label.is_public
+        )
         self.context.learn_call(entry.call, ((item.value, item.origin) for item in found))
 
     def _take_end(self, entry: e.ActionEnded, bytes_of: BytesOf) -> None:
@@ -145,6 +150,7 @@ class Seen:
         kept = read_kept(data)
         labels = labels or self._output_labels(entry.name, entry.call, data, ())
         self._named.pop(entry.call, None)
+        self._carried.pop(entry.call, None)
         if entry.name in RELABEL:
             context.learn("declassified", entry.call, entry.name, kept.value, labels)
             return
@@ -222,7 +228,7 @@ class Seen:
         named = self._named.get(call, False)
         return output_labels(
             flow, _parsed(kept.value), run=self.context.run, call=call, tool=name, is_error=kept.is_error,
-            named=named, given=given,
+            named=named, carried=self._carried.get(call, PUBLIC), given=given,
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import msgspec
 from perdure.core import paths
 from perdure.core.errors import DefinitionError
 from perdure.core.flows import TRUSTED_KINDS, Sink, ToolFlow, check_paths
-from perdure.core.labels import EVERYONE, UNKNOWN, UNTRUSTED, USER, Label, Labels, join, join_all
+from perdure.core.labels import EVERYONE, PUBLIC, UNKNOWN, UNTRUSTED, USER, Label, Labels, join, join_all
 from perdure.core.verdicts import ALLOW, Demand, Reason, Verdict, both, deny, hold
 from perdure.governance.flow_context import Context, Origin, shown
 
@@ -251,9 +251,12 @@ def output_labels(
     tool: str,
     is_error: bool,
     named: bool,
+    carried: Label = PUBLIC,
     given: Labels = (),
 ) -> Labels:
     """The labels of what a tool returned: what it declares, and where it comes from; an error is never trusted.
+
+    What is made from confidential arguments is confidential: a tool that encodes or translates does not publish.
 
     A part that is declared stricter than the rest and is nowhere in the output makes the whole as strict: it may be there in
     another shape.
@@ -266,12 +269,15 @@ def output_labels(
         tool: its name.
         is_error: the tool says that it failed.
         named: whether the user named the place that was read.
+        carried: what of its arguments is confidential; not for what the tool labels itself, which knows better.
         given: labels that the tool gave this very output; they count instead of those declared.
     """
     names = (f"tool:{tool}", f"run:{run}/{call}", *((NAMED,) if named else ()))
     origin = Label(sources=names, integrity="trusted")
     if is_error:
         origin = join(origin, Label())
+    if not given:
+        origin = msgspec.structs.replace(origin, readers=carried.readers, secret=carried.secret)
     declared = dict(given) if given else {"": flow.output, **flow.outputs}
     root = join(declared.pop("", UNKNOWN), origin)
     parts = {path: join(label, origin) for path, label in declared.items()}
