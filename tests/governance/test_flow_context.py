@@ -296,3 +296,22 @@ def test_confidential_content_that_does_not_fit_is_not_public_because_a_stranger
     seen.learn("output", 1, "tool:vault", {"code": "4711", "more": "x" * 100}, whole(SECRET))
     seen.learn("output", 2, "tool:mail", "is it 4711?", whole(MAIL))
     assert seen.origin_of("4711").label.secret
+
+
+@pytest.mark.parametrize("value", [{EVIL: 250}, {"payees": {EVIL: 250}}, {EVIL: {"cents": 250}}])
+def test_keys_go_to_another_run_with_their_labels_too(value: object) -> None:
+    seen = context("pay the 250")
+    seen.learn("output", 1, "tool:mail", {"account": EVIL}, whole(MAIL))
+    other = Context("other")
+    other.learn("input", 0, "state", value, seen.labels_of(value))
+    assert not other.origin_of(EVIL).label.is_trusted
+    assert not other.origin_of(EVIL[::-1]).label.is_trusted
+
+
+def test_the_names_of_parameters_are_chosen_by_whoever_gets_them() -> None:
+    seen = context(f"pay {GOOD}")
+    seen.learn("output", 1, "tool:mail", {"account": EVIL}, whole(MAIL))
+    assert seen.labels_of({"to": GOOD}, ["to"]) == (("", USER),)
+    [(_, rest), part] = seen.labels_of({"to": GOOD})
+    assert not rest.is_trusted
+    assert part == ("to", USER)

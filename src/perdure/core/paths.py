@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -39,10 +39,17 @@ def covers(pattern: Path, path: Path) -> bool:
     )
 
 
-def leaves(data: Any, limit: int = LEAVES_MAX) -> Iterator[tuple[Path, Any]]:
+def leaves(
+    data: Any, limit: int = LEAVES_MAX, *, names: Collection[str] | None = None
+) -> Iterator[tuple[Path, Any]]:
     """Every scalar with its path; ``None`` says nothing and is left out.
 
-    Keys below the first level too, since a program may put anything into them: at the path of what they belong to, with ``{key}`` behind.
+    Keys too, since a program may put anything into them: at the path of what they belong to, with ``{key}`` behind.
+
+    Args:
+        data: what is looked at.
+        limit: how many there may be.
+        names: keys of the first level that somebody else has chosen, such as the names of parameters; ``None`` is all of them.
 
     Raises:
         TooLargeError: there are more than the limit, or the data is too deep.
@@ -54,8 +61,10 @@ def leaves(data: Any, limit: int = LEAVES_MAX) -> Iterator[tuple[Path, Any]]:
         if isinstance(value, dict | Mapping):
             inner = list(value.items())
             children = [((*path, str(name)), item) for name, item in inner]
-            if path:
-                children += [((*path, str(name), KEY), str(name)) for name, _ in inner]
+            keys = [str(name) for name, _ in inner]
+            if not path:
+                keys = [] if names is None else [name for name in keys if name not in names]
+            children += [((*path, name, KEY), name) for name in keys]
         elif isinstance(value, list | tuple):
             children = [((*path, str(index)), item) for index, item in enumerate(value)]
         else:

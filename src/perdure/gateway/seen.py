@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -200,9 +200,9 @@ class Seen:
         return self._judged[case.call]
 
     # -- what goes on
-    def labels_of(self, data: bytes) -> Labels:
-        """The labels of a value that leaves the run for another one."""
-        return self.context.labels_of(msgspec.json.decode(data))
+    def labels_of(self, data: bytes, names: Collection[str] = ()) -> Labels:
+        """The labels of a value that leaves the run for another one, whose parameters have these names."""
+        return self.context.labels_of(msgspec.json.decode(data), names)
 
     def labels_of_outcome(self, act: Act, outcome: Outcome) -> Labels:
         """The labels of what an act has brought, for its entry; it has happened, so whatever fails here, it is recorded."""

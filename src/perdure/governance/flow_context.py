@@ -184,17 +184,24 @@ class Context:
             return _found(others, self._lost)
         return Origin(label=join(self.label, self._program), how="made")
 
-    def labels_of(self, value: Any) -> Labels:
-        """The labels of a value that leaves the run for another one, by place."""
+    def labels_of(self, value: Any, names: Collection[str] = ()) -> Labels:
+        """The labels of a value that leaves the run for another one, by place; of keys, with the rest of it.
+
+        Args:
+            value: plain data.
+            names: keys that were not chosen here: the parameters of whoever gets it.
+        """
         found: dict[str, Label] = {}
         try:
-            for path, leaf in paths.leaves(value, PARTS_MAX):
+            for path, leaf in paths.leaves(value, PARTS_MAX * 2, names=names):
                 if any(part in ("", paths.ANY) or "." in part for part in path):
                     return (("", join(self.label, self._program)),)
                 label = self.origin_of(leaf).label
-                place = ".".join(path[:-1] if path[-1:] == (paths.KEY,) else path)
+                place = "" if path[-1:] == (paths.KEY,) else ".".join(path)
                 found[place] = join(found.get(place, PUBLIC), label)
         except paths.TooLargeError:
+            return (("", join(self.label, self._program)),)
+        if len(found) > PARTS_MAX:
             return (("", join(self.label, self._program)),)
         root = join_all(found.values())
         return (("", root), *((path, label) for path, label in found.items() if path and label != root))

@@ -79,7 +79,7 @@ class AgentTool:
         above = engine.hosts.get(use.run)
         if above is None:
             raise ToolUnreachableError(f"run `{use.run}` is not in memory any more, so nobody can act for it")
-        payload = above.labelled(payload, to_json(given))
+        payload = above.labelled(payload, to_json(given), self._agent.parameters.names)
         new = engine.new_run(
             self._agent, payload, blobs, idempotency_key=use.key, parent=use.run, principals=above.principals
         )

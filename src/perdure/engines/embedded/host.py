@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Collection
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -326,10 +327,12 @@ class Host:
         )
         return ReplayError(message, expected=expected, found=found, seq=entry.seq)
 
-    def labelled(self, payload: Payload, data: bytes) -> Payload:
-        """A value that leaves the run for another one, with where its parts come from if that is tracked."""
+    def labelled(self, payload: Payload, data: bytes, names: Collection[str] = ()) -> Payload:
+        """A value that leaves the run for another one (with these parameters), with where its parts come from if that is tracked."""
         seen = None if self.memory is None else self.memory.seen
-        return payload if seen is None else msgspec.structs.replace(payload, labels=seen.labels_of(data))
+        return (
+            payload if seen is None else msgspec.structs.replace(payload, labels=seen.labels_of(data, names))
+        )
 
     # -- what is open
     def waits(self) -> list[OpenCall]:

@@ -72,7 +72,7 @@ def _spawn(
             raise AgentUnknownError(f"no agent is called `{request.name}`; register it with the runtime")
         agent.parameters.read_input(request.input)
         payload, blobs = pack(request.input, engine.settings.payload_bytes_max)
-        payload = host.labelled(payload, request.input)
+        payload = host.labelled(payload, request.input, agent.parameters.names)
     except (AgentUnknownError, InputInvalidError, PerdureError) as error:
         refused = failure_of(error, error.code)
         return lambda _: (e.ChildStarted, {"error": refused})
