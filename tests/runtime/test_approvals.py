@@ -30,7 +30,7 @@ from perdure.engines.embedded import works
 from perdure.gateway import ledger
 from perdure.gateway.gates.case import Case
 from perdure.governance import grant_errors as errors
-from perdure.governance.grants import add_signature, sign
+from perdure.governance.grants import add_signature, read_statement, sign
 from perdure.governance.keys import private_key, public_record
 from perdure.runtime.rulebook import Rules
 
@@ -201,6 +201,26 @@ async def test_changed_arguments_that_are_not_allowed(tmp_path: Path, arguments:
             await handle.result()
         assert runtime.actions.show(pending.record.key).error.code == error.code  # type: ignore[union-attr]
         assert sent == []
+
+
+async def test_one_of_a_quorum_cannot_put_other_arguments_under_the_signatures_of_all(tmp_path: Path) -> None:
+    async with opened(tmp_path, Limit(quorum=2)) as runtime:
+        await runtime.start("clerk", 2_000)
+        pending = await held(runtime)
+        run, call = pending.record.run, pending.record.call
+        arguments = {"to": "bob", "cents": 4_000}
+        alone = token(runtime, pending, "bob", decision="approve_edited", arguments=arguments)
+        assert (await runtime.approvals.submit(pending.record.key, alone)).state == "waiting"
+        jti = read_statement(alone).jti  # handed in once more, in the moment after the other one was complete
+        late = GrantRecord(jti=jti, run=run, call=call, token=alone, at_ms=runtime.now_ms() + 60_000)
+        await runtime.store.transact(lambda tx: tx.put_grant(late))
+        both = token(runtime, pending, "anna", "bob")
+        assert (await runtime.approvals.submit(pending.record.key, both)).state == "released"
+        async with asyncio.timeout(10):
+            while len(runtime.actions.show(pending.record.key).history) < 3 and not sent:
+                await asyncio.sleep(0.01)
+        assert sent == []
+        assert "grant-" in runtime.actions.show(pending.record.key).history[-1].reason.message  # type: ignore[attr-defined]
 
 
 async def test_a_quorum_of_persons(tmp_path: Path) -> None:

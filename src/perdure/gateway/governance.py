@@ -16,9 +16,15 @@ from perdure.gateway.memory import RunMemory
 from perdure.gateway.seat import Act, Seat
 from perdure.gateway.vault import Vault
 from perdure.governance.claims import ActionClaim, claim_of
-from perdure.governance.grant_errors import GrantMissingError, GrantRefusedError, GrantUsedError
+from perdure.governance.grant_errors import (
+    GrantArgumentsInvalidError,
+    GrantMissingError,
+    GrantRefusedError,
+    GrantUsedError,
+)
 from perdure.governance.groups import Repeat
 from perdure.governance.signed import envelopes, read_statement, verify
+from perdure.governance.statements import Statement
 from perdure.ports import Transaction
 
 
@@ -84,7 +90,7 @@ class Governance:
             if statement.decision == "approve":
                 return None
             if statement.arguments is not None:
-                return msgspec.json.encode(statement.arguments)
+                return _changes(statement)
         return None
 
     def use_grant(
@@ -94,6 +100,7 @@ class Governance:
         shown: Sequence[Reason],
         demands: Sequence[Demand],
         now_ms: int,
+        changed: bytes | None = None,
     ) -> str:
         """Use up a grant that releases an action; its id.
 
@@ -103,6 +110,7 @@ class Governance:
             shown: the reasons that its approver was shown.
             demands: what is asked for.
             now_ms: the time.
+            changed: the arguments that it would go on with instead, as JSON: the grant must be for these.
 
         Raises:
             GrantRefusedError: there is none; of those that are there, why the newest does not count.
@@ -125,6 +133,11 @@ class Governance:
                 UsageError
             ) as missing:  # what verifies passkeys is not installed any more: then nothing does
                 error = error or GrantRefusedError(missing.message)
+                continue
+            if (
+                _changes(granted.statement) != changed
+            ):  # those of one decision, with the signatures of another
+                error = error or GrantArgumentsInvalidError(f"grant `{grant.jti}` is for other arguments")
                 continue
             if granted.statement.decision != "reject" and tx.use_grant(grant.jti, now_ms):
                 return grant.jti
@@ -163,6 +176,11 @@ class Governance:
             if tx.use_group(grant.jti, claim.run, claim.seq, group.count - 1, now_ms):
                 return grant.jti
         return ""
+
+
+def _changes(statement: Statement) -> bytes | None:
+    """The arguments that an approver wants instead, as JSON."""
+    return None if statement.arguments is None else msgspec.json.encode(statement.arguments)
 
 
 def subject_of(chain: Chain) -> str:

@@ -283,7 +283,8 @@ def release(
     grant = ""
     if verdict.is_hold:
         try:
-            grant = governance.use_grant(tx, claim, act.shown, verdict.demands, now_ms)
+            changed = act.request if act.is_changed else None
+            grant = governance.use_grant(tx, claim, act.shown, verdict.demands, now_ms, changed)
         except RefusedError as error:
             why = refusal_of(verdict)
             reason = e.Failure(code=why.code, message=f"{why.message}; {error}"[:ERROR_TEXT_MAX])
