@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from perdure.core.flows import Sink, ToolFlow
 from perdure.core.labels import PUBLIC, UNKNOWN, USER, Label, Labels
 from perdure.core.paths import TooLargeError, leaves
 from perdure.governance import flow_context
+from perdure.governance.flow import examine, judge
 from perdure.governance.flow_context import Context
 
 EVIL, GOOD = "US133000000121212121212", "GB29NWBK60161331926819"
@@ -315,3 +317,34 @@ def test_the_names_of_parameters_are_chosen_by_whoever_gets_them() -> None:
     [(_, rest), part] = seen.labels_of({"to": GOOD})
     assert not rest.is_trusted
     assert part == ("to", USER)
+
+
+@pytest.mark.parametrize("to", [EVIL, [EVIL], {"first": EVIL}, {EVIL: 1}, f'["{EVIL}"]', [[EVIL]]])
+@pytest.mark.parametrize("path", ["to", "to.*"])
+def test_a_sink_is_one_in_whatever_shape_the_value_comes(path: str, to: object) -> None:
+    seen = context("pay the 250")
+    seen.learn("output", 1, "tool:mail", {"account": EVIL}, whole(MAIL))
+    flow = ToolFlow(sinks={path: "recipient"}, untrusted="deny")
+    verdict = judge(seen, flow, examine(seen, flow, {"to": to}))
+    assert verdict.is_deny
+
+
+def test_a_value_in_place_of_several_sinks_is_in_the_strictest() -> None:
+    flow = ToolFlow(sinks={"to.*.name": "content", "to.*.address": Sink(kind="recipient"), "cc": "content"})
+    for path in (("to",), ("to", "0")):
+        found = flow.sink_at(path)
+        assert found is not None
+        assert found.kind == "recipient"
+    assert flow.sink_at(("subject",)) is None
+
+
+def test_the_name_of_an_argument_that_the_tool_does_not_know_says_something_too() -> None:
+    seen = context("look it up")
+    seen.learn("output", 1, "tool:vault", {"code": "tango-4711"}, whole(SECRET))
+    schema = {"type": "object", "allOf": [{"properties": {"url": {"type": "string"}}}]}
+    flow = ToolFlow()
+    fine = {"url": "look it up"}
+    assert not judge(seen, flow, examine(seen, flow, fine, schema)).is_deny
+    for name in ("tango-4711", "1174"):
+        leaking = examine(seen, flow, {**fine, name: "look it up"}, schema)
+        assert judge(seen, flow, leaking).is_deny

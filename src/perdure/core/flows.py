@@ -78,16 +78,23 @@ class ToolFlow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
             )
 
     def sink_at(self, path: paths.Path) -> Sink | None:
-        """The sink that an argument is, by the longest path that names it; a key is judged where the path leaves it open."""
+        """The sink that an argument is, by the longest path that names it; a key is judged where the path leaves it open.
+
+        A scalar where paths go on below it stands for all that they name: ``to: "x"`` is in the sink ``to.*`` like ``to: ["x"]``.
+        """
         is_key = path[-1:] == (paths.KEY,)
         place = path[:-1] if is_key else path
         best: tuple[int, Sink] | None = None
+        below: Sink | None = None
         for pattern, sink in self.patterns():
             if is_key and len(pattern) == len(place) and pattern[-1] != paths.ANY:
                 continue  # the declaration itself names the key
             if paths.covers(pattern, place) and (best is None or len(pattern) >= best[0]):
                 best = (len(pattern), sink)
-        return best[1] if best else None
+            is_above = not is_key and len(pattern) > len(place) and paths.covers(pattern[: len(place)], place)
+            if is_above and (below is None or not below.needs_trust):
+                below = sink
+        return below if best is None or (below is not None and below.needs_trust) else best[1]
 
     def patterns(self) -> Iterator[tuple[paths.Path, Sink]]:
         """Each path with its sink."""

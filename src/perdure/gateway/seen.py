@@ -195,7 +195,9 @@ class Seen:
 
     def _examined(self, case: Case) -> Sequence[Argument]:
         if self._case is not case or case.call not in self._judged:
-            self._judged[case.call] = examine(self.context, self.rules.tool(case.name), case.arguments)
+            schema = None if case.spec is None else case.spec.parameters
+            flow = self.rules.tool(case.name)
+            self._judged[case.call] = examine(self.context, flow, case.arguments, schema)
             self._case = case
         return self._judged[case.call]
 

@@ -138,18 +138,42 @@ class Argument:
         return "" if self.sink is None else self.sink.kind
 
 
-def examine(context: Context, flow: ToolFlow, arguments: Mapping[str, Any]) -> tuple[Argument, ...]:
-    """The scalars of the arguments with their origins.
+def examine(
+    context: Context, flow: ToolFlow, arguments: Mapping[str, Any], schema: Mapping[str, Any] | None = None
+) -> tuple[Argument, ...]:
+    """The scalars of the arguments with their origins, and names of arguments that the tool does not know.
+
+    Args:
+        context: what the run has seen.
+        flow: what the tool declares.
+        arguments: of the action.
+        schema: of the tool's parameters: what it does not name, the caller has chosen. ``None`` if that does not matter.
 
     Raises:
         paths.TooLargeError: there are too many to be judged.
     """
     found: list[Argument] = []
-    for path, value in paths.leaves(arguments):
+    for path, value in paths.leaves(arguments, names=_names_in(schema, arguments)):
         sink = flow.sink_at(path)
         origin = context.origin_of(value, is_amount=sink is not None and sink.kind == "amount")
         found.append(Argument(path, value, sink, origin))
     return tuple(found)
+
+
+def _names_in(schema: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Collection[str] | None:
+    """The names that a schema knows; anywhere in it, since it may be put together of parts. ``None`` if that is all that are used."""
+    if schema is None or arguments.keys() <= schema.get("properties", {}).keys():
+        return None
+    found: set[str] = set()
+    stack: list[Any] = [schema]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Mapping):
+            properties = node.get("properties")
+            found.update(properties if isinstance(properties, Mapping) else ())
+        if isinstance(node, Mapping | list):
+            stack.extend(node.values() if isinstance(node, Mapping) else node)
+    return found
 
 
 def facts_of(arguments: Sequence[Argument]) -> FlowFacts:
