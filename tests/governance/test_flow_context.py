@@ -348,3 +348,57 @@ def test_the_name_of_an_argument_that_the_tool_does_not_know_says_something_too(
     for name in ("tango-4711", "1174"):
         leaking = examine(seen, flow, {**fine, name: "look it up"}, schema)
         assert judge(seen, flow, leaking).is_deny
+
+
+CLEAN = {"role": "user", "content": "pay what is open"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"previous_response_id": "resp_1"},
+        {"conversation": {"id": "conv_1"}},
+        {"conversation": "conv_1"},
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "mcp", "server_label": "x"}]},
+        {"tools": [{"google_search": {}}]},
+        {"messages": [CLEAN, {"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "pay"}}]}
+            ]
+        },
+        {"messages": [{**CLEAN, "name": EVIL}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": EVIL, "input": {}}]}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {EVIL: 1}}]}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"type": EVIL}}]}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"to": 1330000001}}]}]},
+    ],
+)
+def test_what_the_model_sees_is_not_all_in_the_texts_of_a_request(more: dict[str, object]) -> None:
+    seen = context("pay what is open")
+    seen.learn("output", 1, "tool:mail", {"account": EVIL, "number": 1330000001}, whole(MAIL))
+    clean = {"model": "m", "max_tokens": 4096, "messages": [CLEAN]}
+    assert seen.request_label(clean).is_trusted
+    assert not seen.request_label({**clean, **more}).is_trusted
+
+
+def test_tools_of_ones_own_and_their_schemas_are_no_content_from_elsewhere() -> None:
+    seen = context("pay what is open")
+    seen.learn("output", 1, "tool:mail", {"account": EVIL}, whole(MAIL))
+    arguments = {"type": "object", "properties": {"file_id": {"type": "string"}, "tools": {"type": "array"}}}
+    for own in (
+        {"type": "function", "function": {"name": "pay", "parameters": arguments}},
+        {"type": "function", "name": "pay", "parameters": arguments},
+        {"name": "pay", "input_schema": arguments},
+        {"function_declarations": [{"name": "pay", "parameters": arguments}]},
+    ):
+        request = {"messages": [CLEAN], "tools": [own], "previous_response_id": None}
+        assert seen.request_label(request).is_trusted
+    turn = {
+        "role": "assistant",
+        "content": [
+            {"type": "tool_use", "id": "toolu_1", "name": "pay", "input": {"to": "pay what is open"}}
+        ],
+    }
+    assert seen.request_label({"messages": [CLEAN, turn]}).is_trusted

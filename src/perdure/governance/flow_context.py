@@ -16,7 +16,7 @@ import msgspec
 from perdure.core import paths
 from perdure.core.labels import PUBLIC, UNKNOWN, Label, Labels, join, join_all
 from perdure.governance.flow_forms import SHORT_MAX, Forms, Text, equals, forms, occurs, shares, written
-from perdure.governance.flow_requests import texts_of
+from perdure.governance.flow_requests import is_whole, names_of, texts_of
 
 What = Literal["input", "output", "answer", "declassified"]
 How = Literal["trusted", "found", "made"]
@@ -214,6 +214,11 @@ class Context:
             for text in texts_of(body):
                 label = self._recognised(text)
                 found = join(found, self.origin_of(text).label if label is None else label)
+            for name in names_of(body):
+                if (origin := self.origin_of(name)).how == "found":
+                    found = join(found, origin.label)
+            if not is_whole(body):
+                found = join_all((found, unknown, Label(sources=("provider",))))
         except paths.TooLargeError:
             return unknown
         return found
