@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 
 from perdure.core.errors import DefinitionError, ToolChangedError, ToolUnknownError
+from perdure.core.ids import RESERVED
 from perdure.core.tools import ToolSpec
 from perdure.ports import Tool, Toolset
 
@@ -96,7 +97,9 @@ class Catalogue:
             for tool in await self._toolbox.tools(toolset):
                 name = tool.spec.name
                 if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-                    known[name if name not in known else f"{toolset}_{name}"] = tool
+                    # What is called like a tool of the runtime's own, such as `perdure.endorse`, would count as it.
+                    is_taken = name in known or name.startswith(RESERVED)
+                    known[f"{toolset}_{name}" if is_taken else name] = tool
         self._known = known
         return known
 

@@ -11,6 +11,7 @@ import msgspec
 from perdure.core import entries as e
 from perdure.core import paths
 from perdure.core.labels import PUBLIC, UNKNOWN, Label, Labels, join, join_all
+from perdure.core.tools import ToolSpec
 from perdure.core.values import Payload
 from perdure.core.verdicts import ALLOW, Verdict, deny
 from perdure.gateway.outputs import read_exchange, read_kept
@@ -187,7 +188,7 @@ class Seen:
         if case.name in RELABEL:
             return judge_release(case.name, self.rules.roles)
         try:
-            return judge(self.context, self.rules.tool(case.name), self._examined(case))
+            return judge(self.context, self.rules.tool(case.name, case.spec), self._examined(case))
         except paths.TooLargeError:
             return deny(
                 "flow-too-large", f"the arguments of `{case.name}` are too many or too deep to be judged"
@@ -196,7 +197,7 @@ class Seen:
     def _examined(self, case: Case) -> Sequence[Argument]:
         if self._case is not case or case.call not in self._judged:
             schema = None if case.spec is None else case.spec.parameters
-            flow = self.rules.tool(case.name)
+            flow = self.rules.tool(case.name, case.spec)
             self._judged[case.call] = examine(self.context, flow, case.arguments, schema)
             self._case = case
         return self._judged[case.call]
@@ -221,10 +222,12 @@ class Seen:
             body = _parsed(act.request.decode(errors="replace"))
             label = join(self.context.request_label(body), Label(sources=("model",), integrity="trusted"))
             return (("", label),)
-        return self._output_labels(act.name, act.call, outcome.result, outcome.labels)
+        return self._output_labels(act.name, act.call, outcome.result, outcome.labels, act.spec)
 
-    def _output_labels(self, name: str, call: int, data: bytes, given: Labels) -> Labels:
-        flow, kept = self.rules.tool(name), read_kept(data)
+    def _output_labels(
+        self, name: str, call: int, data: bytes, given: Labels, spec: ToolSpec | None = None
+    ) -> Labels:
+        flow, kept = self.rules.tool(name, spec), read_kept(data)
         if name in RELABEL:
             return (("", relabelled(name, self.context.origin_of(kept.value).label)),)
         named = self._named.get(call, False)

@@ -17,6 +17,7 @@ from perdure.core import paths
 from perdure.core.errors import DefinitionError
 from perdure.core.flows import TRUSTED_KINDS, Sink, ToolFlow, check_paths
 from perdure.core.labels import EVERYONE, PUBLIC, UNKNOWN, UNTRUSTED, USER, Label, Labels, join, join_all
+from perdure.core.tools import ToolSpec
 from perdure.core.verdicts import ALLOW, Demand, Reason, Verdict, both, deny, hold
 from perdure.governance.flow_context import Context, Origin, shown
 
@@ -54,6 +55,7 @@ class FlowRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         roles: who may declassify and endorse values.
         tools: by name, for tools that do not declare it in their code; what is here counts.
         agents: by name, what comes into their runs.
+        declared: by name, what tools declare in their code; in no file.
     """
 
     trusted: tuple[str, ...] = ()
@@ -61,10 +63,19 @@ class FlowRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     roles: tuple[str, ...] = ("approver",)
     tools: Mapping[str, ToolFlow] = msgspec.field(default_factory=dict)
     agents: Mapping[str, AgentFlow] = msgspec.field(default_factory=dict)
+    declared: Mapping[str, ToolFlow] = msgspec.field(default_factory=dict)
 
-    def tool(self, name: str) -> ToolFlow:
-        """What is declared for a tool; of one that declares nothing, the output is untrusted and the arguments are seen by anyone."""
-        return self.tools.get(name, UNDECLARED)
+    def tool(self, name: str, spec: ToolSpec | None = None) -> ToolFlow:
+        """What is declared for a tool; of one that declares nothing, the output is untrusted and the arguments are seen by anyone.
+
+        Args:
+            name: as agents call it.
+            spec: the tool itself, where it is known: what another one of its name declares in its code is not its own.
+        """
+        found = self.tools.get(name)
+        if found is None:
+            found = self.declared.get(name) if spec is None else spec.flow
+        return UNDECLARED if found is None else found
 
     def agent(self, name: str) -> AgentFlow:
         """What comes into the runs of an agent."""
@@ -81,9 +92,12 @@ def read_rules(text: str) -> FlowRules:
         DefinitionError: it cannot be read.
     """
     try:
-        return msgspec.convert(tomllib.loads(text), FlowRules)
+        rules = msgspec.convert(tomllib.loads(text), FlowRules)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise DefinitionError(f"the flow rules cannot be read: {error}") from error
+    if rules.declared:
+        raise DefinitionError("the flow rules cannot be read: `declared` is for code; write `tools`")
+    return rules
 
 
 def complete(rules: FlowRules, declared: Mapping[str, ToolFlow | None], agents: Collection[str]) -> FlowRules:
@@ -104,8 +118,8 @@ def complete(rules: FlowRules, declared: Mapping[str, ToolFlow | None], agents: 
                 f"the flow rules name {what} `{unknown[0]:.80}`, which is not there; there are {offered}"
             )
             raise DefinitionError(message)
-    tools = {name: flow for name, flow in declared.items() if flow is not None}
-    return msgspec.structs.replace(rules, tools={**tools, **rules.tools})
+    code = {name: flow for name, flow in declared.items() if flow is not None}
+    return msgspec.structs.replace(rules, declared=code)
 
 
 @dataclass(frozen=True, slots=True)
