@@ -13,7 +13,7 @@ import pytest
 
 from perdure import Label, Run, Runtime, Sink, ToolFlow, Upstream, agent, declassify, endorse, process, tool
 from perdure.core import entries as e
-from perdure.core.errors import DefinitionError, RefusedError
+from perdure.core.errors import DefinitionError, RefusedError, StepError, ToolFailedError
 from perdure.core.tools import ToolOutput, ToolSpec, ToolUse
 from perdure.governance.grants import sign
 from perdure.governance.keys import private_key, public_record
@@ -362,6 +362,34 @@ async def test_labels_go_through_the_state_of_a_session(tmp_path: Path, way: str
         if not is_paid:
             await sign_it(runtime)
         assert await handle.result() == f"paid {GOOD if is_paid else EVIL}"
+
+
+@agent("clumsy", tools=[read_secret])
+async def clumsy(run: Run) -> Any:
+    raise ValueError(f"cannot use `{await run.act(read_secret)}`")
+
+
+@agent("parent", tools=[post, "agents.clumsy"])
+async def parent(run: Run, *, as_tool: bool) -> Any:
+    try:
+        if as_tool:
+            await run.act("clumsy")
+        else:
+            await (await run.spawn("clumsy")).result()
+    except (StepError, ToolFailedError) as error:
+        text = str(error).split("`")[1]
+    try:
+        return await run.act(post, text=text)
+    except RefusedError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("as_tool", [False, True])
+async def test_a_secret_does_not_leave_a_child_in_its_error(tmp_path: Path, *, as_tool: bool) -> None:
+    async with opened(tmp_path, agents=[*AGENTS, clumsy, parent]) as runtime:
+        handle = await runtime.start("parent", {"as_tool": as_tool})
+        assert await handle.result() == "action-denied"
+        assert sent == []
 
 
 class Foreign:

@@ -6,13 +6,16 @@ from typing import ClassVar
 
 import msgspec
 
+from perdure.core.labels import Labels
+
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why something failed: a stable code, the foreign type's name and its message."""
+    """Why something failed: a stable code, the foreign type's name and its message, with what that was made from if it is known."""
 
     code: str
     message: str
     type: str = ""
+    labels: Labels = ()
 
 
 class Wait(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -238,7 +238,8 @@ class Gateway:
             )
         except PerdureError as error:
             unreached = isinstance(error, ToolUnreachableError)
-            failure = e.Failure(code=error.code, message=self._told(error.message))
+            labels = error.facts.get("labels", ())
+            failure = e.Failure(code=error.code, message=self._told(error.message), labels=labels)
             return Outcome(S.FAILED, Spend() if unreached else spent, error=failure)
         except Exception as error:  # noqa: BLE001 - the tool's own failure: recorded, and raised in the agent
             kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")

@@ -164,8 +164,9 @@ class Seen:
             )
 
     def _error(self, entry: e.CallEntry, error: e.Failure) -> None:
-        """What a failure says may be anybody's words."""
-        label = join(self.context.label, Label(sources=(f"{entry.kind}:{entry.name}",)))
+        """What a failure says may be anybody's words; in another run, with what that one had seen."""
+        own = (self.context.label, Label(sources=(f"{entry.kind}:{entry.name}",)))
+        label = join_all((*own, *(label for _, label in error.labels)))
         self.context.learn("output", entry.call, f"{entry.kind}:{entry.name}", error.message, (("", label),))
 
     def _learn(self, what: What, call: int, source: str, data: bytes, labels: Labels) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.agents.agent import Agent
 from perdure.agents.codec import to_json
 from perdure.agents.tool import schema_of
-from perdure.core.errors import ToolUnreachableError
+from perdure.core.errors import PerdureError, ToolUnreachableError
 from perdure.core.labels import Labels
 from perdure.core.tools import AGENTS, ToolOutput, ToolSpec, ToolUse, is_tool_name
 from perdure.core.values import pack
@@ -85,13 +85,19 @@ class AgentTool:
         )
         record = await engine.start(new)
         handle = RunHandle(runtime, record.id)
-        result = await handle.result()
+        try:
+            result = await handle.result()
+        except PerdureError as error:  # it says what the child has put into it
+            error.facts["labels"] = _labels(handle)
+            raise
         return ToolOutput(value=result, labels=_labels(handle))
 
 
 def _labels(handle: RunHandle) -> Labels:
-    """Where the parts of a result come from, as the child knew it."""
-    payload, _ = outcome_of(handle.journal(after=handle.record().seq - 1)[-1])
+    """Where the parts of a result, or the words of an error, come from, as the child knew it."""
+    payload, failure = outcome_of(handle.journal(after=handle.record().seq - 1)[-1])
+    if failure is not None:
+        return failure.labels
     return () if payload is None else payload.labels
 
 

@@ -59,7 +59,7 @@ def _outcome(worker: Worker, host: Host) -> tuple[type[e.Entry], str, dict[str, 
     if error is not None:
         if host.cancel is not None and isinstance(error, TimeoutError | asyncio.CancelledError):
             return _cancelled(host)
-        return e.RunFailed, "fail", {"error": failure_of(error, "agent-failed")}, {}
+        return e.RunFailed, "fail", {"error": host.labelled_failure(failure_of(error, "agent-failed"))}, {}
     try:
         data = to_json(main.result())
         host.agent.result.read(data)

@@ -334,6 +334,13 @@ class Host:
             payload if seen is None else msgspec.structs.replace(payload, labels=seen.labels_of(data, names))
         )
 
+    def labelled_failure(self, failure: e.Failure) -> e.Failure:
+        """Why the run failed, with where its words come from: the agent may have put anything into them."""
+        seen = None if self.memory is None else self.memory.seen
+        if seen is None:
+            return failure
+        return msgspec.structs.replace(failure, labels=seen.labels_of(msgspec.json.encode(failure.message)))
+
     # -- what is open
     def waits(self) -> list[OpenCall]:
         """Open calls that only wait, in call order."""
