@@ -183,6 +183,15 @@ def test_what_derives_from_a_source_by_value_and_by_context() -> None:
     assert list(seen.derived_from(["tool:nothing"])) == []
 
 
+def test_what_came_from_too_many_to_tell_may_have_come_from_there() -> None:
+    seen = context("hello")
+    call(seen, 1, {"to": "hello"})
+    many = Label(sources=tuple(f"tool:t{number}" for number in range(70)))
+    seen.learn("input", 2, "child:c", {"account": EVIL}, whole(many))
+    call(seen, 3, {"to": EVIL})
+    assert {item.call for item in seen.derived_from(["tool:t7"])} == {3}
+
+
 def test_requests_have_the_label_of_what_is_in_them() -> None:
     seen = context("summarise my mail")
     seen.learn("output", 1, "tool:mail", {"text": "a stranger's words"}, whole(MAIL))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from perdure.core import paths
-from perdure.core.labels import PUBLIC, UNKNOWN, Label, Labels, join, join_all
+from perdure.core.labels import MANY, PUBLIC, UNKNOWN, Label, Labels, join, join_all
 from perdure.governance.flow_forms import SHORT_MAX, Forms, Text, equals, forms, occurs, shares, written
 from perdure.governance.flow_requests import is_whole, names_of, texts_of
 
@@ -242,7 +242,8 @@ class Context:
         for cause in self._causes:
             if wanted.intersection(cause.sources):
                 yield Derived(call=cause.call, how="arguments")
-            elif first is not None and first < cause.seen:
+            elif MANY in cause.sources or (first is not None and first < cause.seen):
+                # What was made from too many to tell may have been made from these.
                 yield Derived(call=cause.call, how="context")
             else:
                 continue
