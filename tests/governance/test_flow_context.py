@@ -338,6 +338,16 @@ def test_a_sink_is_one_in_whatever_shape_the_value_comes(path: str, to: object) 
     assert verdict.is_deny
 
 
+@pytest.mark.parametrize("nobody", [{}, {"to": None}, {"to": []}])
+def test_what_goes_to_nobody_in_particular_goes_to_everyone(nobody: dict[str, object]) -> None:
+    seen = context("mail it to bob@example.com")
+    seen.learn("output", 1, "tool:vault", "the code", whole(Label(readers=("bob@example.com",))))
+    flow = ToolFlow(sinks={"to": "recipient"}, audience=())
+    said = {"to": "bob@example.com", "body": "the code"}
+    assert not judge(seen, flow, examine(seen, flow, said)).is_deny
+    assert judge(seen, flow, examine(seen, flow, {"body": "the code", **nobody})).is_deny
+
+
 def test_a_value_in_place_of_several_sinks_is_in_the_strictest() -> None:
     flow = ToolFlow(sinks={"to.*.name": "content", "to.*.address": Sink(kind="recipient"), "cc": "content"})
     for path in (("to",), ("to", "0")):

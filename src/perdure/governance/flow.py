@@ -225,7 +225,10 @@ def _names(label: Label) -> set[str]:
 def judge(context: Context, flow: ToolFlow, arguments: Sequence[Argument]) -> Verdict:
     """What the labels say: denied, held, or allowed."""
     verdict = ALLOW
-    viewers = {str(item.value) for item in arguments if item.kind == "recipient"} | set(flow.audience)
+    viewers = {str(item.value) for item in arguments if item.kind == "recipient"}
+    if not viewers and any(sink.kind == "recipient" for _, sink in flow.patterns()):
+        viewers = {EVERYONE}  # it goes to whom the tool takes if nobody is named
+    viewers |= set(flow.audience)
     for item in arguments:
         verdict = both(verdict, _trust(context, flow, item))
         verdict = both(verdict, _confidence(item, viewers))
