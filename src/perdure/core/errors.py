@@ -165,6 +165,12 @@ class StoreReadOnlyError(UnavailableError):
     code = "store-read-only"
 
 
+class SandboxUnavailableError(UnavailableError):
+    """The wall that was asked for cannot be had here; nothing was executed, for a weaker one is never put in its place."""
+
+    code = "sandbox-unavailable"
+
+
 class DrainingError(UnavailableError):
     """The runtime is stopping and takes no new run."""
 

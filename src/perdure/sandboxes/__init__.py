@@ -1,0 +1,1 @@
+"""Walls around code: sandboxes, each used once, behind the port ``Sandboxes``."""

@@ -1,0 +1,1 @@
+"""What runs behind the wall: plain Python for the system's interpreter, without anything of Perdure."""
