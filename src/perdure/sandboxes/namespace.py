@@ -310,7 +310,7 @@ class _Use:
         code = told.get("exit")
         ending = self._ending
         if ending == "ended":
-            ending = _ending(code)
+            ending = _ending(code, float(told.get("cpu_ms", 0.0)) >= self._limits.cpu_ms)
         limit = self._limits.output_bytes
         written = [bytes(self._written[descriptor][:limit]) for descriptor in reading]
         return SandboxOutcome(
@@ -325,10 +325,10 @@ class _Use:
         )
 
 
-def _ending(code: int | None) -> Ending:
+def _ending(code: int | None, has_used_up: bool) -> Ending:  # noqa: FBT001
     if code is None:
         return "lost"
-    if code == -signal.SIGXCPU:
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and has_used_up):
         return "cpu-time"
     return "signal" if code < 0 else "ended"
 

@@ -107,6 +107,14 @@ def raise_loopback() -> None:
         fcntl.ioctl(opened, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", IFF_UP_RUNNING, b""))
 
 
+def become(flags: int, inside: int, uid: int, gid: int) -> None:
+    """Enter a user namespace of one's own, with others, in which ``uid`` and ``gid`` are ``inside``."""
+    unshare(NEW_USER | flags)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{inside} {uid} 1"), ("gid_map", f"{inside} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
 def send(channel: socket.socket, data: bytes, descriptors: list[int]) -> None:
     """Hand descriptors on."""
     channel.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])

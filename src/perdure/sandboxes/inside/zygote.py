@@ -34,7 +34,7 @@ def main() -> None:
     for name in PRELOADED:
         __import__(name)
     linux.control(linux.DIE_WITH_PARENT, signal.SIGKILL)
-    _enter_namespaces()
+    linux.become(linux.NEW_MOUNTS | linux.NEW_PIDS, sandbox.UID, os.getuid(), os.getgid())
     first = os.fork()
     if first:
         channel.close()
@@ -54,14 +54,6 @@ def main() -> None:
     while channel.recv(1):
         _fork(channel, own_pids, config)
     os._exit(0)
-
-
-def _enter_namespaces() -> None:
-    uid, gid = os.getuid(), os.getgid()
-    linux.unshare(linux.NEW_USER | linux.NEW_MOUNTS | linux.NEW_PIDS)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{sandbox.UID} {uid} 1"), ("gid_map", f"{sandbox.UID} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
 
 
 def _fork(channel: socket.socket, own_pids: int, config: dict[str, object]) -> None:

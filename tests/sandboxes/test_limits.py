@@ -1,0 +1,182 @@
+"""Limits: each breach has its own ending, and nobody else is hurt. Nothing of one use is there in the next."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from perdure.core.errors import SandboxUnavailableError
+from perdure.core.sandbox import MIB, SandboxJob, SandboxLimits
+from perdure.sandboxes.namespace import NamespaceSandboxes
+
+LIMITS = SandboxLimits(
+    wall_ms=3_000, cpu_ms=1_000, memory_bytes=256 * MIB, processes=20, disk_bytes=8 * MIB, output_bytes=100_000
+)
+
+
+@pytest.fixture
+async def sandboxes() -> AsyncIterator[NamespaceSandboxes]:
+    made = NamespaceSandboxes(LIMITS, spare=2)
+    try:
+        await made.open()
+    except SandboxUnavailableError as error:
+        pytest.skip(f"no namespaces here: {error}")
+    yield made
+    await made.close()
+
+
+async def test_what_a_program_says(sandboxes: NamespaceSandboxes) -> None:
+    code = "import sys; print(sys.stdin.read().upper()); print('oops', file=sys.stderr); sys.exit(3)"
+    found = await sandboxes.run(SandboxJob(code=code, stdin=b"hello"))
+    assert (found.ending, found.exit_code, found.stdout, found.stderr) == ("ended", 3, b"HELLO\n", b"oops\n")
+    assert found.tier == "namespace"
+    assert found.cpu_ms > 0
+    assert found.memory_peak_bytes > MIB
+
+
+async def test_an_exception_is_shown_as_python_shows_it(sandboxes: NamespaceSandboxes) -> None:
+    found = await sandboxes.run(SandboxJob(code="def f():\n    raise ValueError('no')\nf()"))
+    assert found.exit_code == 1
+    assert found.stderr.decode().strip().endswith("ValueError: no")
+
+
+async def test_a_program_of_any_language(sandboxes: NamespaceSandboxes) -> None:
+    found = await sandboxes.run(SandboxJob(argv=("/bin/sh", "-c", "echo $NAME; pwd"), env={"NAME": "x"}))
+    assert found.stdout == b"x\n/workspace\n"
+    missing = await sandboxes.run(SandboxJob(argv=("/bin/no-such-thing",)))
+    assert missing.exit_code == 127
+
+
+BOMBS = {
+    "sleeper": ("import time; time.sleep(60)", "wall-time"),
+    "busy-loop": ("while True: pass", "cpu-time"),
+    "output-flood": ("while True: print('x' * 1000)", "output"),
+    "error-flood": ("import sys\nwhile True: print('x' * 1000, file=sys.stderr)", "output"),
+    "deaf-flood": ("import os, signal\nsignal.signal(signal.SIGPIPE, signal.SIG_IGN)\nwhile True: os.write(1, b'x' * 9999)", "output"),
+    "suicide": ("import os; os.kill(os.getpid(), 9)", "signal"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+async def test_each_breach_has_an_ending_of_its_own(sandboxes: NamespaceSandboxes, name: str) -> None:
+    code, ending = BOMBS[name]
+    found = await sandboxes.run(SandboxJob(code=code))
+    assert found.ending == ending, found.ending
+    assert len(found.stdout) <= LIMITS.output_bytes
+    assert found.wall_ms < LIMITS.wall_ms + 2_500
+
+
+async def test_a_disk_filler_fills_its_own_disk(sandboxes: NamespaceSandboxes) -> None:
+    code = "f = open('big', 'wb')\ntry:\n    while True: f.write(b'x' * 100_000); f.flush()\nexcept OSError as e: print(e.errno)"
+    found = await sandboxes.run(SandboxJob(code=code))
+    assert found.stdout in (b"28\n", b"27\n"), found
+
+
+async def test_many_files(sandboxes: NamespaceSandboxes) -> None:
+    code = "try:\n    for n in range(100_000): open(f'f{n}', 'w').close()\nexcept OSError as e: print(e.errno, n > 3_000)"
+    found = await sandboxes.run(SandboxJob(code=code))
+    assert found.stdout == b"28 True\n"
+
+
+async def test_a_fork_bomb_beside_a_healthy_neighbour(sandboxes: NamespaceSandboxes) -> None:
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    bombing = asyncio.create_task(sandboxes.run(SandboxJob(code=bomb)))
+    await asyncio.sleep(0.3)
+    for _ in range(5):
+        found = await sandboxes.run(SandboxJob(code="print(1)"))
+        assert found.stdout == b"1\n"
+    ended = await bombing
+    assert ended.ending in ("wall-time", "cpu-time")
+    mine = [name for name in os.listdir("/proc") if name.isdigit() and _command(name).startswith(b"bomb")]
+    assert mine == []
+
+
+def _command(pid: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+async def test_nothing_survives_the_end_of_its_job(sandboxes: NamespaceSandboxes) -> None:
+    code = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.closerange(0, 3)
+        time.sleep(600)
+    os._exit(0)
+print("gone")
+"""
+    before = _outside()
+    found = await sandboxes.run(SandboxJob(code=code))
+    assert found.stdout == b"gone\n"
+    for _ in range(100):
+        if len(_outside()) <= len(before) + 2:  # the pool has forked fresh ones meanwhile
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("a process of an ended job is still there")
+
+
+def _outside() -> list[str]:
+    return [name for name in os.listdir("/proc") if name.isdigit() and b"zygote.py" in _command(name)]
+
+
+async def test_every_use_is_a_clean_slate(sandboxes: NamespaceSandboxes) -> None:
+    write = """
+import os, sys, builtins, random, json
+for place in ("/workspace/canary", "/tmp/canary", "/dev/shm/canary"):
+    open(place, "w").write("canary")
+os.environ["CANARY"] = "canary"
+builtins.canary = "canary"
+json.canary = "canary"
+sys.path.append("/canary")
+os.umask(0)
+os.chdir("/tmp")
+print(random.random())
+"""
+    look = """
+import os, sys, builtins, random, json
+found = [place for place in ("/workspace/canary", "/tmp/canary", "/dev/shm/canary") if os.path.exists(place)]
+found += [name for name in ("CANARY",) if name in os.environ]
+found += ["builtins"] * hasattr(builtins, "canary") + ["json"] * hasattr(json, "canary") + ["path"] * ("/canary" in sys.path)
+print(found, os.getcwd(), oct(os.umask(0)), os.listdir("/workspace"), random.random())
+"""
+    randoms = set()
+    for _ in range(6):
+        first = await sandboxes.run(SandboxJob(code=write))
+        second = await sandboxes.run(SandboxJob(code=look))
+        assert first.exit_code == 0, first
+        text = second.stdout.decode()
+        assert text.startswith("[] /workspace 0o77 ['.tmp']"), text
+        randoms |= {first.stdout, text.split()[-1]}
+    assert len(randoms) == 12, "random numbers are not those of another use"
+
+
+async def test_many_at_once_are_each_their_own(sandboxes: NamespaceSandboxes) -> None:
+    codes = [f"open('n', 'w').write('{n}'); print(open('n').read())" for n in range(40)]
+    found = await asyncio.gather(*(sandboxes.run(SandboxJob(code=code)) for code in codes))
+    assert [item.stdout.decode().strip() for item in found] == [str(n) for n in range(40)]
+
+
+async def test_a_huge_job_and_a_huge_input(sandboxes: NamespaceSandboxes) -> None:
+    code = "import sys; data = sys.stdin.buffer.read(); print(len(data))\n#" + "x" * 2_000_000
+    found = await sandboxes.run(SandboxJob(code=code, stdin=b"y" * 3_000_000))
+    assert found.stdout == b"3000000\n", found
+
+
+async def test_who_gives_up_leaves_nothing_behind(sandboxes: NamespaceSandboxes) -> None:
+    running = asyncio.create_task(sandboxes.run(SandboxJob(code="import time; time.sleep(60)")))
+    await asyncio.sleep(0.2)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    began = time.monotonic()
+    assert (await sandboxes.run(SandboxJob(code="print(1)"))).stdout == b"1\n"
+    assert time.monotonic() - began < 2
