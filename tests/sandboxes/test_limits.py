@@ -14,7 +14,12 @@ from perdure.core.sandbox import MIB, SandboxJob, SandboxLimits
 from perdure.sandboxes.namespace import NamespaceSandboxes
 
 LIMITS = SandboxLimits(
-    wall_ms=3_000, cpu_ms=1_000, memory_bytes=256 * MIB, processes=20, disk_bytes=8 * MIB, output_bytes=100_000
+    wall_ms=3_000,
+    cpu_ms=1_000,
+    memory_bytes=256 * MIB,
+    processes=20,
+    disk_bytes=8 * MIB,
+    output_bytes=100_000,
 )
 
 
@@ -56,7 +61,10 @@ BOMBS = {
     "busy-loop": ("while True: pass", "cpu-time"),
     "output-flood": ("while True: print('x' * 1000)", "output"),
     "error-flood": ("import sys\nwhile True: print('x' * 1000, file=sys.stderr)", "output"),
-    "deaf-flood": ("import os, signal\nsignal.signal(signal.SIGPIPE, signal.SIG_IGN)\nwhile True: os.write(1, b'x' * 9999)", "output"),
+    "deaf-flood": (
+        "import os, signal\nsignal.signal(signal.SIGPIPE, signal.SIG_IGN)\nwhile True: os.write(1, b'x' * 9999)",
+        "output",
+    ),
     "suicide": ("import os; os.kill(os.getpid(), 9)", "signal"),
 }
 

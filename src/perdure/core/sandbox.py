@@ -12,7 +12,9 @@ Ending = Literal["ended", "wall-time", "cpu-time", "output", "memory", "processe
 MIB = 1024 * 1024
 
 
-class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class SandboxLimits(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """What one use of a sandbox may take; each breach has an ending of its own.
 
     Attributes:

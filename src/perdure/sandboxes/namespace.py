@@ -25,10 +25,14 @@ from perdure.core.sandbox import Ending, SandboxJob, SandboxLimits, SandboxOutco
 from perdure.sandboxes.seccomp import program
 
 INSIDE = Path(__file__).parent / "inside" / "zygote.py"
-READY_MS = 10_000  # for a sandbox to be made: they take a few milliseconds; a machine that needs this long is stuck
+READY_MS = (
+    10_000  # for a sandbox to be made: they take a few milliseconds; a machine that needs this long is stuck
+)
 AFTER_MS = 2_000  # for the kernel to end a sandbox that was killed
 READ_BYTES = 65_536
-ADDRESS_BYTES = 4 << 30  # of each process, over what it may use: interpreters reserve much that they never touch
+ADDRESS_BYTES = (
+    4 << 30
+)  # of each process, over what it may use: interpreters reserve much that they never touch
 UNPRIVILEGED = 65_534  # who a zygote is that root starts
 
 
@@ -62,7 +66,9 @@ class NamespaceSandboxes:
 
     tier: Tier = "namespace"
 
-    def __init__(self, limits: SandboxLimits | None = None, *, spare: int = 4, python: str | None = None) -> None:
+    def __init__(
+        self, limits: SandboxLimits | None = None, *, spare: int = 4, python: str | None = None
+    ) -> None:
         self._limits = limits or SandboxLimits()
         self._wanted = spare
         self._python = python
@@ -81,7 +87,9 @@ class NamespaceSandboxes:
             SandboxUnavailableError: they do not.
         """
         if sys.platform != "linux":
-            raise SandboxUnavailableError(f"namespaces are a thing of Linux, this is {sys.platform}; use tier `remote`")
+            raise SandboxUnavailableError(
+                f"namespaces are a thing of Linux, this is {sys.platform}; use tier `remote`"
+            )
         self._start()
         try:
             found = await self.run(SandboxJob(code="print(6 * 7)"))
@@ -113,7 +121,7 @@ class NamespaceSandboxes:
                 arguments, pass_fds=[theirs.fileno()], env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE, start_new_session=True, **who,
             )  # fmt: skip
-        ours.setblocking(False)
+        ours.setblocking(False)  # noqa: FBT003 - the standard library's own
         self._control = ours
         asyncio.get_running_loop().add_reader(ours, self._arrive)
         self._fill()
@@ -129,7 +137,8 @@ class NamespaceSandboxes:
 
     def _arrive(self) -> None:
         """The zygote has forked one, or is gone."""
-        assert self._control is not None
+        if self._control is None:
+            return
         try:
             data, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_LEN(8))
         except (BlockingIOError, ConnectionError):
@@ -137,12 +146,12 @@ class NamespaceSandboxes:
         found = array.array("i")
         for _, _, part in ancillary:
             found.frombytes(part[: len(part) - len(part) % 4])
-        if data != b"S" or len(found) != 2:  # noqa: PLR2004 - channel and handle
+        if data != b"S" or len(found) != 2:
             self._lost()
             return
         self._asked -= 1
         spare = _Spare(socket.socket(fileno=found[0]), found[1])
-        spare.channel.setblocking(False)
+        spare.channel.setblocking(False)  # noqa: FBT003 - the standard library's own
         spare.channel.send(b"G")
         self._spare.append(spare)
         self._arrived.set()
@@ -165,7 +174,9 @@ class NamespaceSandboxes:
         async with asyncio.timeout(READY_MS / 1000):
             while not self._spare:
                 if self._problem or self._control is None:
-                    raise SandboxUnavailableError(f"no sandbox can be made: {self._problem or 'the pool is closed'}")
+                    raise SandboxUnavailableError(
+                        f"no sandbox can be made: {self._problem or 'the pool is closed'}"
+                    )
                 if not self._asked:
                     self._ask()
                 self._arrived.clear()
@@ -211,7 +222,9 @@ class NamespaceSandboxes:
 class _Use:
     """One job in one sandbox."""
 
-    def __init__(self, spare: _Spare, job: SandboxJob, limits: SandboxLimits, begun: Callable[[], None]) -> None:
+    def __init__(
+        self, spare: _Spare, job: SandboxJob, limits: SandboxLimits, begun: Callable[[], None]
+    ) -> None:
         self._spare = spare
         self._job = job
         self._limits = limits
@@ -227,7 +240,11 @@ class _Use:
         """Hand it over, and gather what it writes until it ends."""
         pipes = [os.pipe() for _ in range(2)]
         reading = [reader for reader, _ in pipes]
-        source = await asyncio.to_thread(_source, self._job.stdin) if self._job.stdin else os.open(os.devnull, os.O_RDONLY)
+        source = (
+            await asyncio.to_thread(_source, self._job.stdin)
+            if self._job.stdin
+            else os.open(os.devnull, os.O_RDONLY)
+        )
         began = self._loop.time()
         try:
             await self._hand_over([source, *(writer for _, writer in pipes)])

@@ -18,7 +18,9 @@ LOAD, RETURN, EQUAL, AT_LEAST, ABOVE, ANY_BIT = 0x20, 0x06, 0x15, 0x35, 0x25, 0x
 NUMBER, ARCHITECTURE, FIRST, SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data; low halves of arguments
 X32 = 0x4000_0000
 # CLONE_NEW*: no namespaces of their own, not even ones that look harmless.
-NAMESPACES = 0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000 | 0x80
+NAMESPACES = (
+    0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000 | 0x80
+)
 DOMAINS = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6; AF_VSOCK would leave the network namespace
 INJECT = (0x5412, 0x541C)  # ioctls TIOCSTI and TIOCLINUX put text into somebody's terminal
 PERSONALITIES = (0, 0xFFFF_FFFF)  # the usual one, and the question which it is
@@ -36,12 +38,17 @@ def program(machine: str = "") -> bytes:
     machine = machine or platform.machine()
     numbers = NUMBERS.get(machine)
     if numbers is None:
-        raise UnavailableError(f"no system call filter for `{machine}`; there is one for {', '.join(NUMBERS)}")
+        raise UnavailableError(
+            f"no system call filter for `{machine}`; there is one for {', '.join(NUMBERS)}"
+        )
     lines = [_load(ARCHITECTURE), _jump(EQUAL, AUDIT_ARCH[machine], 1, 0), _return(KILL), _load(NUMBER)]
     if machine == "x86_64":
         lines += [_jump(AT_LEAST, X32, 0, 1), _return(KILL)]
     for name, judged in (
-        ("clone3", [_return(ERRNO | ENOSYS)]),  # its flags are in memory, where no filter sees them: libc then uses clone
+        (
+            "clone3",
+            [_return(ERRNO | ENOSYS)],
+        ),  # its flags are in memory, where no filter sees them: libc then uses clone
         ("clone", [_load(FIRST), _jump(ANY_BIT, NAMESPACES, 0, 1), _return(ERRNO | EPERM), _return(ALLOW)]),
         ("socket", _one_of(FIRST, DOMAINS, ERRNO | EAFNOSUPPORT)),
         ("socketpair", _one_of(FIRST, DOMAINS, ERRNO | EAFNOSUPPORT)),

@@ -11,7 +11,16 @@ import struct
 
 NEW_MOUNTS, NEW_CGROUP, NEW_HOSTNAME, NEW_IPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEW_USER, NEW_PIDS, NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
-READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, REMOUNT, BIND, RECURSIVE, PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
 DETACH = 2
 DIE_WITH_PARENT, DUMPABLE, DROP_BOUND, NO_NEW_PRIVILEGES, SECCOMP = 1, 4, 24, 38, 22
 CAPABILITIES = 64
@@ -37,8 +46,10 @@ def _bytes(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
 
 
-def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, options: str | None = None) -> None:
-    """mount(2)."""
+def mount(
+    source: str | None, target: str, kind: str | None = None, flags: int = 0, options: str | None = None
+) -> None:
+    """Mount something (mount(2)); errors are those of the system."""
     result = _libc.mount(_bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), _bytes(options))
     _checked(result, f"mount {source} at {target}")
 
@@ -52,7 +63,9 @@ def bind_read_only(source: str, target: str) -> None:
     """Show a part of the host at another place, with everything below it, for reading only."""
     mount(source, target, None, BIND | RECURSIVE)
     attributes = struct.pack("QQQQ", READ_ONLY | NO_SETUID | NO_DEVICES, 0, 0, 0)
-    result = _libc.syscall(SYS_MOUNT_SETATTR, AT_CWD, _bytes(target), AT_RECURSIVE, attributes, len(attributes))
+    result = _libc.syscall(
+        SYS_MOUNT_SETATTR, AT_CWD, _bytes(target), AT_RECURSIVE, attributes, len(attributes)
+    )
     _checked(result, f"make {target} read-only")
 
 
@@ -65,22 +78,22 @@ def pivot(target: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """Leave namespaces that were shared (unshare(2))."""
     _checked(_libc.unshare(flags), f"unshare {flags:#x}")
 
 
 def enter(descriptor: int, kind: int) -> None:
-    """setns(2)."""
+    """Enter a namespace that is there (setns(2))."""
     _checked(_libc.setns(descriptor, kind), "setns")
 
 
 def set_hostname(name: str) -> None:
-    """sethostname(2)."""
+    """Name this machine (sethostname(2))."""
     _checked(_libc.sethostname(name.encode(), len(name)), "sethostname")
 
 
 def control(option: int, *values: int) -> None:
-    """prctl(2)."""
+    """Set an option of this process (prctl(2))."""
     padded = [*values, 0, 0, 0, 0][:4]
     _checked(_libc.prctl(option, *(ctypes.c_ulong(value) for value in padded)), f"prctl {option}")
 
@@ -88,7 +101,9 @@ def control(option: int, *values: int) -> None:
 def drop_capabilities() -> None:
     """All of them, for good."""
     for number in range(CAPABILITIES):
-        _libc.prctl(DROP_BOUND, ctypes.c_ulong(number), 0, 0, 0)  # those that this kernel has not are no error
+        _libc.prctl(
+            DROP_BOUND, ctypes.c_ulong(number), 0, 0, 0
+        )  # those that this kernel has not are no error
     header, none = struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24)
     _checked(_libc.capset(header, none), "capset")
 
@@ -97,7 +112,9 @@ def install_filter(program: bytes) -> None:
     """Put a seccomp filter in force."""
     buffer = ctypes.create_string_buffer(program, len(program))
     filter_ = _Filter(len(program) // 8, ctypes.cast(buffer, ctypes.c_void_p))
-    result = _libc.prctl(SECCOMP, ctypes.c_ulong(2), ctypes.byref(filter_), ctypes.c_ulong(0), ctypes.c_ulong(0))
+    result = _libc.prctl(
+        SECCOMP, ctypes.c_ulong(2), ctypes.byref(filter_), ctypes.c_ulong(0), ctypes.c_ulong(0)
+    )
     _checked(result, "seccomp")
 
 
@@ -110,7 +127,11 @@ def raise_loopback() -> None:
 def become(flags: int, inside: int, uid: int, gid: int) -> None:
     """Enter a user namespace of one's own, with others, in which ``uid`` and ``gid`` are ``inside``."""
     unshare(NEW_USER | flags)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{inside} {uid} 1"), ("gid_map", f"{inside} {gid} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{inside} {uid} 1"),
+        ("gid_map", f"{inside} {gid} 1"),
+    ):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
 

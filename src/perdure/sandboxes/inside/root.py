@@ -16,7 +16,13 @@ FILES = {
     "nsswitch.conf": "hosts: files\npasswd: files\ngroup: files\n",
 }
 DEVICES = ("null", "zero", "full", "random", "urandom")
-LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "shm": "/tmp"}
+LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "shm": "/tmp",
+}
 
 
 def build(read_only: list[str]) -> None:

@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 import traceback
+from typing import Any
 
 import linux
 
@@ -19,11 +20,13 @@ STANDARD = 3
 DESCRIPTORS_MAX = 64
 
 
-def serve(channel: socket.socket, config: dict) -> None:
+def serve(channel: socket.socket, config: dict[str, Any]) -> None:
     """Build, say ``R``, do one job. The order matters: mounts, network, limits, capabilities, no new privileges, filter."""
     if channel.recv(1) != b"G":  # the runtime has put us into our cgroup; nothing may fork before that
         os._exit(0)
-    linux.unshare(linux.NEW_MOUNTS | linux.NEW_NETWORK | linux.NEW_IPC | linux.NEW_HOSTNAME | linux.NEW_CGROUP)
+    linux.unshare(
+        linux.NEW_MOUNTS | linux.NEW_NETWORK | linux.NEW_IPC | linux.NEW_HOSTNAME | linux.NEW_CGROUP
+    )
     linux.control(linux.DIE_WITH_PARENT, signal.SIGKILL)
     _mount(config)
     linux.set_hostname("sandbox")
@@ -47,7 +50,7 @@ def serve(channel: socket.socket, config: dict) -> None:
     _wait(channel, worker)
 
 
-def _mount(config: dict) -> None:
+def _mount(config: dict[str, Any]) -> None:
     quiet = linux.NO_SETUID | linux.NO_DEVICES
     linux.mount("proc", "/proc", "proc", quiet | linux.NO_EXECUTION, "hidepid=2,subset=pid")
     options = f"size={config['disk_bytes']},nr_inodes={config['files']},mode=700,uid={UID},gid={UID}"
@@ -56,7 +59,7 @@ def _mount(config: dict) -> None:
     linux.mount("/workspace/.tmp", "/tmp", None, linux.BIND)
 
 
-def _limit(config: dict) -> None:
+def _limit(config: dict[str, Any]) -> None:
     seconds = max(1, -(-config["cpu_ms"] // 1000))
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
@@ -116,9 +119,16 @@ def _execute(code: str) -> int:
     import types
 
     random.seed()  # its state was forked
-    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(0, closefd=False),
+        open(1, "w", closefd=False),
+        open(2, "w", closefd=False),
+    )
     sys.argv = ["<action>"]
-    sys.path[:] = ["/workspace", *(path for path in sys.path if not path.startswith(os.path.dirname(os.path.abspath(__file__))))]
+    sys.path[:] = [
+        "/workspace",
+        *(path for path in sys.path if not path.startswith(os.path.dirname(os.path.abspath(__file__)))),
+    ]
     for name in ("linux", "root", "sandbox"):
         sys.modules.pop(name, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -135,7 +145,7 @@ def _execute(code: str) -> int:
         traceback.print_exc()
         result = 1
     try:
-        threading._shutdown()
+        threading._shutdown()  # type: ignore[attr-defined] # what the interpreter itself does at its end
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import traceback
+from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -56,7 +57,7 @@ def main() -> None:
     os._exit(0)
 
 
-def _fork(channel: socket.socket, own_pids: int, config: dict[str, object]) -> None:
+def _fork(channel: socket.socket, own_pids: int, config: dict[str, Any]) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     linux.unshare(linux.NEW_PIDS)
     pid = os.fork()
