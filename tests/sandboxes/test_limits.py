@@ -78,6 +78,26 @@ async def test_each_breach_has_an_ending_of_its_own(sandboxes: NamespaceSandboxe
     assert found.wall_ms < LIMITS.wall_ms + 2_500
 
 
+async def test_a_memory_bomb_is_counted_over_all_its_processes(sandboxes: NamespaceSandboxes) -> None:
+    if sandboxes._groups is None:
+        pytest.skip("no control group may be written here")
+    code = """
+import os, time
+for _ in range(6):
+    if os.fork() == 0:
+        held = bytearray(60_000_000)
+        for at in range(0, len(held), 4096): held[at] = 1
+        time.sleep(5)
+        os._exit(0)
+held = [bytearray(b"x" * 10_000_000) for _ in range(30)]
+time.sleep(2)
+print("all of it")
+"""
+    found = await sandboxes.run(SandboxJob(code=code))
+    assert found.ending == "memory", found
+    assert (await sandboxes.run(SandboxJob(code="print(1)"))).stdout == b"1\n"
+
+
 async def test_a_disk_filler_fills_its_own_disk(sandboxes: NamespaceSandboxes) -> None:
     code = "f = open('big', 'wb')\ntry:\n    while True: f.write(b'x' * 100_000); f.flush()\nexcept OSError as e: print(e.errno)"
     found = await sandboxes.run(SandboxJob(code=code))

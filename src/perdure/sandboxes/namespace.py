@@ -22,6 +22,7 @@ import msgspec
 
 from perdure.core.errors import SandboxUnavailableError
 from perdure.core.sandbox import Ending, SandboxJob, SandboxLimits, SandboxOutcome, Tier
+from perdure.sandboxes.cgroups import Cgroups, Group, group_name
 from perdure.sandboxes.seccomp import program
 
 INSIDE = Path(__file__).parent / "inside" / "zygote.py"
@@ -39,8 +40,9 @@ UNPRIVILEGED = 65_534  # who a zygote is that root starts
 class _Spare:
     """One sandbox that waits for its job."""
 
-    def __init__(self, channel: socket.socket, handle: int) -> None:
+    def __init__(self, channel: socket.socket, handle: int, group: Group | None) -> None:
         self.channel = channel
+        self.group = group
         self.handle = handle  # a pid descriptor of its first process: killing that ends all of it
 
     def kill(self) -> None:
@@ -77,7 +79,10 @@ class NamespaceSandboxes:
         self._asked = 0
         self._arrived = asyncio.Event()
         self._problem = ""
+        self._groups: Cgroups | None = None
         self._spare: deque[_Spare] = deque()
+        self._entering = asyncio.Lock()
+        self._admitting: set[asyncio.Task[None]] = set()
 
     # -- the pool
     async def open(self) -> None:
@@ -90,6 +95,8 @@ class NamespaceSandboxes:
             raise SandboxUnavailableError(
                 f"namespaces are a thing of Linux, this is {sys.platform}; use tier `remote`"
             )
+        groups = Cgroups(self._limits, group_name())
+        self._groups = groups if await asyncio.to_thread(groups.open) else None
         self._start()
         try:
             found = await self.run(SandboxJob(code="print(6 * 7)"))
@@ -149,11 +156,27 @@ class NamespaceSandboxes:
         if data != b"S" or len(found) != 2:
             self._lost()
             return
+        task = asyncio.get_running_loop().create_task(self._admit(socket.socket(fileno=found[0]), found[1]))
+        self._admitting.add(task)
+        task.add_done_callback(self._admitting.discard)
+
+    async def _admit(self, channel: socket.socket, handle: int) -> None:
+        """Put a fresh sandbox under its limits, and let it build its wall."""
+        group = None
+        try:
+            if self._groups is not None:  # takes milliseconds on some machines
+                async with self._entering:
+                    group = await asyncio.to_thread(self._groups.enter, handle)
+        except OSError as error:  # a limit that cannot be set is a wall that does not stand
+            self._problem = f"the limits of a sandbox cannot be set: {error}"
+        spare = _Spare(channel, handle, group)
         self._asked -= 1
-        spare = _Spare(socket.socket(fileno=found[0]), found[1])
-        spare.channel.setblocking(False)  # noqa: FBT003 - the standard library's own
-        spare.channel.send(b"G")
-        self._spare.append(spare)
+        if self._problem or self._control is None:
+            self._let_go(spare)
+        else:
+            spare.channel.setblocking(False)  # noqa: FBT003 - the standard library's own
+            spare.channel.send(b"G")
+            self._spare.append(spare)
         self._arrived.set()
 
     def _lost(self) -> None:
@@ -184,7 +207,7 @@ class NamespaceSandboxes:
             spare = self._spare.popleft()
             said = await asyncio.get_running_loop().sock_recv(spare.channel, 4_096)
         if said[:1] != b"R":
-            spare.close()
+            self._let_go(spare)
             text = said[1:].decode(errors="replace").strip().rsplit("\n", 1)[-1]
             raise SandboxUnavailableError(f"the wall could not be built: {text or 'its first process ended'}")
         return spare
@@ -192,8 +215,9 @@ class NamespaceSandboxes:
     async def close(self) -> None:
         """Stop the zygote and every sandbox."""
         control, self._control = self._control, None
+        await asyncio.gather(*self._admitting, return_exceptions=True)
         while self._spare:
-            self._spare.popleft().close()
+            self._let_go(self._spare.popleft())
         if control is not None:
             asyncio.get_running_loop().remove_reader(control)
             control.close()
@@ -203,6 +227,13 @@ class NamespaceSandboxes:
             if process.stderr is not None:
                 process.stderr.close()
             await asyncio.to_thread(process.wait)
+        if self._groups is not None:
+            await self._groups.close()
+
+    def _let_go(self, spare: _Spare) -> None:
+        spare.close()
+        if spare.group is not None and self._groups is not None:
+            self._groups.leave(spare.group)
 
     # -- one job
     async def run(self, job: SandboxJob, limits: SandboxLimits | None = None) -> SandboxOutcome:
@@ -215,7 +246,7 @@ class NamespaceSandboxes:
         try:
             return await _Use(spare, job, limits or self._limits, self._fill).outcome()
         finally:
-            spare.close()
+            self._let_go(spare)
             self._fill()
 
 
@@ -328,6 +359,12 @@ class _Use:
         ending = self._ending
         if ending == "ended":
             ending = _ending(code, float(told.get("cpu_ms", 0.0)) >= self._limits.cpu_ms)
+        if (
+            ending in ("signal", "lost")
+            and self._spare.group is not None
+            and self._spare.group.is_out_of_memory
+        ):
+            ending = "memory"
         limit = self._limits.output_bytes
         written = [bytes(self._written[descriptor][:limit]) for descriptor in reading]
         return SandboxOutcome(
