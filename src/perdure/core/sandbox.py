@@ -7,8 +7,16 @@ from typing import Literal
 
 import msgspec
 
+from perdure.core.errors import InputInvalidError
+
 Tier = Literal["none", "process", "namespace", "gvisor", "microvm", "remote"]
-Ending = Literal["ended", "wall-time", "cpu-time", "output", "memory", "processes", "signal", "lost"]
+Ending = Literal[
+    "ended", "wall-time", "cpu-time", "memory", "processes", "open-files", "disk", "output", "network", "signal", "lost"
+]  # fmt: skip
+BREACHES: tuple[Ending, ...] = (
+    "wall-time", "cpu-time", "memory", "processes", "open-files", "disk", "output", "network",
+)  # fmt: skip
+NAME_BYTES_MAX = 4_096  # of a file's path in a workspace
 MIB = 1024 * 1024
 
 
@@ -26,6 +34,8 @@ class SandboxLimits(
         output_bytes: of stdout and stderr, each.
         disk_bytes: of its workspace, which is in memory.
         files: in its workspace.
+        network_bytes: through its doors, both ways together.
+        cpu_share: of one processor, at most, where the machine has cgroups.
     """
 
     wall_ms: int = 30_000
@@ -36,6 +46,22 @@ class SandboxLimits(
     output_bytes: int = MIB
     disk_bytes: int = 64 * MIB
     files: int = 4_096
+    network_bytes: int = 64 * MIB
+    cpu_share: float = 1.0
+
+
+class SandboxFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A regular file of a workspace.
+
+    Attributes:
+        name: its path below the workspace, with ``/``; never absolute, never with ``..``.
+        data: its bytes.
+        is_executable: whether it may be started.
+    """
+
+    name: str
+    data: bytes
+    is_executable: bool = False
 
 
 class SandboxJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -46,19 +72,33 @@ class SandboxJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         argv: a program and its arguments, instead of code; its path is absolute.
         env: all of its environment.
         stdin: what it reads.
+        files: what is in its workspace (its working directory) when it starts; nothing else is.
+        collects: whether the files that are there at its end come back.
     """
 
     code: str = ""
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] = msgspec.field(default_factory=dict)
     stdin: bytes = b""
+    files: tuple[SandboxFile, ...] = ()
+    collects: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.code) == bool(self.argv):
+            raise InputInvalidError("a sandbox executes either `code` or `argv`; give one of them")
+        if self.argv and not self.argv[0].startswith("/"):
+            raise InputInvalidError(
+                f"a program in a sandbox is named by its whole path, found `{self.argv[0]:.200}`"
+            )
+        for file in self.files:
+            check_file_name(file.name)
 
 
 class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it.
 
     Attributes:
-        ending: ``ended`` by itself, or why it was stopped.
+        ending: ``ended`` by itself, or the limit that it met, or ``signal``; ``lost`` when the sandbox is gone and nobody knows.
         exit_code: of its first process; negative for a signal, ``None`` if it was stopped.
         stdout: what it wrote, cut at the limit.
         stderr: the same.
@@ -66,6 +106,9 @@ class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):
         memory_peak_bytes: the most that its first process had resident.
         wall_ms: from the hand-over to its end.
         tier: the wall that was really in force.
+        detail: more of it, such as ``emulated`` or the host that it was on.
+        files: the regular files of its workspace, if they were asked for, sorted by name.
+        left_out: what was there and does not come back, with why: links, devices, what is too much.
     """
 
     ending: Ending
@@ -76,3 +119,28 @@ class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):
     memory_peak_bytes: int
     wall_ms: float
     tier: Tier
+    detail: str = ""
+    files: tuple[SandboxFile, ...] = ()
+    left_out: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def is_breach(self) -> bool:
+        """Whether it met a limit."""
+        return self.ending in BREACHES
+
+
+def check_file_name(name: str) -> None:
+    """What a file of a workspace may be called.
+
+    Raises:
+        InputInvalidError: it is empty, absolute, too long, leads out, or has a zero byte or a lone surrogate.
+    """
+    parts = name.split("/")
+    try:
+        is_fine = len(name.encode()) <= NAME_BYTES_MAX and all(len(part.encode()) <= 255 for part in parts)
+    except UnicodeEncodeError:
+        is_fine = False
+    if not is_fine or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise InputInvalidError(
+            f"`{name!r:.200}` is no name of a file in a workspace; expected a path below it such as `data/prices.csv`"
+        )

@@ -4,6 +4,7 @@ from perdure.ports.clock import Clock
 from perdure.ports.entropy import Entropy
 from perdure.ports.judge import JudgeAnswer, JudgeLink
 from perdure.ports.models import Answer, Upstreams
+from perdure.ports.sandbox import Door, Sandboxes
 from perdure.ports.secrets import Secrets
 from perdure.ports.store import Store, Transaction
 from perdure.ports.telemetry import NullTelemetry, Telemetry
@@ -12,11 +13,13 @@ from perdure.ports.tools import Probe, Tool, Toolset, Undo
 __all__ = [
     "Answer",
     "Clock",
+    "Door",
     "Entropy",
     "JudgeAnswer",
     "JudgeLink",
     "NullTelemetry",
     "Probe",
+    "Sandboxes",
     "Secrets",
     "Store",
     "Telemetry",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from perdure.core.sandbox import SandboxJob, SandboxLimits, SandboxOutcome, Tier
+
+Door = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Serves one connection out of a sandbox, and closes it."""
 
 
 class Sandboxes(Protocol):
@@ -15,6 +20,11 @@ class Sandboxes(Protocol):
         """The wall that is really in force."""
         ...
 
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """What the wall is made of here, after :meth:`open`: by name, ``in force`` or why it is missing."""
+        ...
+
     async def open(self) -> None:
         """Make ready, and prove with a real job that the wall stands here.
 
@@ -23,11 +33,18 @@ class Sandboxes(Protocol):
         """
         ...
 
-    async def run(self, job: SandboxJob, limits: SandboxLimits | None = None) -> SandboxOutcome:
+    async def run(
+        self, job: SandboxJob, limits: SandboxLimits | None = None, *, doors: Mapping[int, Door] | None = None
+    ) -> SandboxOutcome:
         """Execute a job in a fresh sandbox.
 
+        Args:
+            job: what is executed.
+            limits: of this job, where they are narrower than those of the sandboxes; never wider.
+            doors: the only ways out: TCP ports of the sandbox's own loopback, and who serves the connections to them.
+
         Raises:
-            SandboxUnavailableError: no sandbox could be made; nothing was executed.
+            SandboxUnavailableError: no sandbox could be made, or this kind has no doors; nothing was executed.
         """
         ...
 

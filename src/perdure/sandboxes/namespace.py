@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import msgspec
 
 from perdure.core.errors import SandboxUnavailableError
 from perdure.core.sandbox import Ending, SandboxJob, SandboxLimits, SandboxOutcome, Tier
+from perdure.ports import Door
 from perdure.sandboxes.cgroups import Cgroups, Group, group_name
 from perdure.sandboxes.seccomp import program
 
@@ -67,6 +68,7 @@ class NamespaceSandboxes:
     """
 
     tier: Tier = "namespace"
+    parts: Mapping[str, str] = {}
 
     def __init__(
         self, limits: SandboxLimits | None = None, *, spare: int = 4, python: str | None = None
@@ -236,12 +238,12 @@ class NamespaceSandboxes:
             self._groups.leave(spare.group)
 
     # -- one job
-    async def run(self, job: SandboxJob, limits: SandboxLimits | None = None) -> SandboxOutcome:
-        """Execute a job in a fresh sandbox.
-
-        Raises:
-            SandboxUnavailableError: none could be made; nothing was executed.
-        """
+    async def run(
+        self, job: SandboxJob, limits: SandboxLimits | None = None, *, doors: Mapping[int, Door] | None = None
+    ) -> SandboxOutcome:
+        """Execute a job in a fresh sandbox (see the port)."""
+        if doors:
+            raise SandboxUnavailableError("sandboxes of namespaces have no doors yet")
         spare = await self._take()
         try:
             return await _Use(spare, job, limits or self._limits, self._fill).outcome()
