@@ -129,6 +129,12 @@ class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):
         return self.ending in BREACHES
 
 
+def narrower(one: SandboxLimits, other: SandboxLimits) -> SandboxLimits:
+    """Of each limit the smaller."""
+    fields = SandboxLimits.__struct_fields__
+    return SandboxLimits(**{name: min(getattr(one, name), getattr(other, name)) for name in fields})
+
+
 def check_file_name(name: str) -> None:
     """What a file of a workspace may be called.
 

@@ -31,7 +31,9 @@ class Group:
 
     places: tuple[Path, ...]
     is_newer: bool
+    limits: SandboxLimits
     killed_before: int = 0
+    refused_before: int = 0
 
     @property
     def killed(self) -> int:
@@ -43,6 +45,16 @@ class Group:
     def is_out_of_memory(self) -> bool:
         """Whether that happened in this use of the group."""
         return self.killed > self.killed_before
+
+    @property
+    def refused(self) -> int:
+        """How many processes were refused because there were enough, ever."""
+        return max(_counted(place / "pids.events", "max") for place in self.places)
+
+    @property
+    def is_out_of_processes(self) -> bool:
+        """Whether that happened in this use of the group."""
+        return self.refused > self.refused_before
 
     @property
     def is_empty(self) -> bool:
@@ -57,12 +69,10 @@ class Cgroups:
     """Makes groups below one of its own.
 
     Args:
-        limits: of each sandbox.
         name: of the group that they are in.
     """
 
-    def __init__(self, limits: SandboxLimits, name: str) -> None:
-        self._limits = limits
+    def __init__(self, name: str) -> None:
         self.is_newer = (ROOT / "cgroup.controllers").exists()
         bases = [ROOT] if self.is_newer else [ROOT / controller for controller in CONTROLLERS]
         self._bases = [base / name for base in bases]
@@ -85,28 +95,28 @@ class Cgroups:
             return False
         return True
 
-    def enter(self, handle: int) -> Group:
-        """Put a process, by its pid descriptor, into a group of its own. One at a time.
+    def enter(self, handle: int, limits: SandboxLimits) -> Group:
+        """Put a process, by its pid descriptor, into a group of its own with these limits. One at a time.
 
         Raises:
             OSError: a limit cannot be set.
         """
-        group = self._reused() or self._made()
+        group = self._reused(limits) or self._made(limits)
         for place in group.places:
             (place / "cgroup.procs").write_text(str(_pid_of(handle)))
         return group
 
-    def _reused(self) -> Group | None:
-        """A group that an earlier sandbox has left: making one is what takes time."""
+    def _reused(self, limits: SandboxLimits) -> Group | None:
+        """A group that an earlier sandbox with the same limits has left: making one is what takes time."""
         for index, group in enumerate(self._left):
-            if group.is_empty:
+            if _settings_of(group.limits) == _settings_of(limits) and group.is_empty:
                 del self._left[index]
-                return replace(group, killed_before=group.killed)
+                return replace(group, killed_before=group.killed, refused_before=group.refused)
         return None
 
-    def _made(self) -> Group:
+    def _made(self, limits: SandboxLimits) -> Group:
         self._count += 1
-        group = Group(tuple(base / str(self._count) for base in self._bases), self.is_newer)
+        group = Group(tuple(base / str(self._count) for base in self._bases), self.is_newer, limits)
         for place in group.places:
             place.mkdir()
         for place, name, value in self._settings(group):
@@ -115,17 +125,17 @@ class Cgroups:
         return group
 
     def _settings(self, group: Group) -> list[tuple[Path, str, str]]:
-        memory, processes = str(self._limits.memory_bytes), str(self._limits.processes)
+        memory, processes, share = _settings_of(group.limits)
         if self.is_newer:
             place = group.places[0]
             return [
                 (place, "memory.max", memory), (place, "memory.swap.max", "0"), (place, "memory.oom.group", "1"),
-                (place, "pids.max", processes), (place, "cpu.max", f"{PERIOD_US} {PERIOD_US}"),
+                (place, "pids.max", processes), (place, "cpu.max", f"{share} {PERIOD_US}"),
             ]  # fmt: skip
         by_name = {place.parent.parent.name: place for place in group.places}
         return [
             (by_name["memory"], "memory.limit_in_bytes", memory), (by_name["memory"], "memory.swappiness", "0"),
-            (by_name["pids"], "pids.max", processes), (by_name["cpu"], "cpu.cfs_quota_us", str(PERIOD_US)),
+            (by_name["pids"], "pids.max", processes), (by_name["cpu"], "cpu.cfs_quota_us", share),
         ]  # fmt: skip
 
     def leave(self, group: Group) -> None:
@@ -142,6 +152,12 @@ class Cgroups:
         for base in self._bases:
             with contextlib.suppress(OSError):
                 base.rmdir()
+
+
+def _settings_of(limits: SandboxLimits) -> tuple[str, str, str]:
+    """Memory, processes (the first one of a sandbox is not the job's), processor time in each period."""
+    share = max(1_000, round(limits.cpu_share * PERIOD_US))  # the least that the kernel takes
+    return str(limits.memory_bytes), str(limits.processes + 1), str(share)
 
 
 def _removed(group: Group) -> bool:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import signal
 import socket
 import struct
-import sys
-import traceback
 from typing import Any
 
+import files
+import landlock
 import linux
 
 UID = 1000  # inside; outside it is that of the zygote, which owns nothing
 HEAD = struct.Struct("I")
+DESCRIPTORS_MAX = 65_536
 STANDARD = 3
-DESCRIPTORS_MAX = 64
+BACKLOG = 64
+SPACE = "/run/space"  # where the one file system for everything that may be written is mounted, until it has its names
+# How the worker tells what Python code met; a program that ends with one of them by itself fools nobody but its owner.
+MET = {"disk": 240, "open-files": 241, "memory": 242, "processes": 243}
+NUMBERS = {
+    errno.ENOSPC: "disk", errno.EDQUOT: "disk", errno.EFBIG: "disk", errno.EMFILE: "open-files", errno.ENFILE: "open-files",
+    errno.ENOMEM: "memory", errno.EAGAIN: "processes",
+}  # fmt: skip
 
 
 def serve(channel: socket.socket, config: dict[str, Any]) -> None:
-    """Build, say ``R``, do one job. The order matters: mounts, network, limits, capabilities, no new privileges, filter."""
+    """Build, say ``R``, do one job. The order matters: mounts, network, limits, capabilities, no new privileges, files, filter."""
     if channel.recv(1) != b"G":  # the runtime has put us into our cgroup; nothing may fork before that
         os._exit(0)
     linux.unshare(
@@ -37,6 +46,8 @@ def serve(channel: socket.socket, config: dict[str, Any]) -> None:
     linux.drop_capabilities()
     linux.control(linux.NO_NEW_PRIVILEGES, 1)
     linux.control(linux.DUMPABLE, 0)  # the worker cannot look into this process
+    if config["landlock"]:
+        landlock.restrict(config["landlock"], ("/workspace", "/tmp"), "/dev")
     linux.install_filter(bytes.fromhex(config["filter"]))
     os.chdir("/workspace")
     os.umask(0o077)
@@ -47,20 +58,21 @@ def serve(channel: socket.socket, config: dict[str, Any]) -> None:
             work(channel)
         finally:
             os._exit(127)
-    _wait(channel, worker)
+    _wait(channel, worker, config)
 
 
 def _mount(config: dict[str, Any]) -> None:
     quiet = linux.NO_SETUID | linux.NO_DEVICES
     linux.mount("proc", "/proc", "proc", quiet | linux.NO_EXECUTION, "hidepid=2,subset=pid")
-    options = f"size={config['disk_bytes']},nr_inodes={config['files']},mode=700,uid={UID},gid={UID}"
-    linux.mount("tmpfs", "/workspace", "tmpfs", quiet, options)
-    os.mkdir("/workspace/.tmp", 0o700)
-    linux.mount("/workspace/.tmp", "/tmp", None, linux.BIND)
+    options = f"size={config['disk_bytes']},nr_inodes={config['files'] + 4},mode=700,uid={UID},gid={UID}"
+    linux.mount("tmpfs", "/run", "tmpfs", quiet, options)
+    for name in ("workspace", "tmp"):
+        os.mkdir(f"/run/{name}", 0o700)
+        linux.mount(f"/run/{name}", f"/{name}", None, linux.BIND)
+    linux.unmount("/run")
 
 
 def _limit(config: dict[str, Any]) -> None:
-    seconds = max(1, -(-config["cpu_ms"] // 1000))
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, config["open_files"]),
@@ -72,22 +84,31 @@ def _limit(config: dict[str, Any]) -> None:
         (resource.RLIMIT_STACK, 8 << 20),
     ):
         resource.setrlimit(kind, (value, value))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # first it is told, then it is killed
 
 
-def _wait(channel: socket.socket, worker: int) -> None:
-    """Reap until the worker ends; when this process ends, the kernel ends everything else in its namespace."""
+def _wait(channel: socket.socket, worker: int, config: dict[str, Any]) -> None:
+    """Reap until the worker ends, end everything else, tell, and hand out the files if they are wanted."""
     while True:
         pid, status, usage = os.wait4(-1, 0)
         if pid == worker:
             break
+    try:
+        while True:  # what it has left behind must not work on while its files are read
+            os.kill(-1, signal.SIGKILL)
+            os.wait()
+    except (ProcessLookupError, ChildProcessError):
+        pass
     every = resource.getrusage(resource.RUSAGE_CHILDREN)
+    space = os.statvfs("/workspace")
     told = {
         "exit": os.waitstatus_to_exitcode(status),
         "cpu_ms": (every.ru_utime + every.ru_stime) * 1000,
         "memory": usage.ru_maxrss * 1024,
+        "is_full": space.f_bfree == 0 or space.f_ffree == 0,
     }
     channel.sendall(json.dumps(told).encode() + b"\n")
+    if channel.recv(1) == b"C":
+        files.collect("/workspace", channel.sendall, config["files"])
     os._exit(0)
 
 
@@ -96,59 +117,64 @@ def work(channel: socket.socket) -> None:
     """Take the one job, and do it."""
     linux.control(linux.DUMPABLE, 1)
     os.setsid()
-    head, descriptors = linux.receive(channel, HEAD.size, STANDARD)
+    head, descriptors = linux.receive(channel, HEAD.size, STANDARD + 1)
     if len(head) < HEAD.size:
         os._exit(0)  # given up before it was used
     job = json.loads(linux.receive_whole(channel, HEAD.unpack(head)[0]))
+    if job["doors"]:
+        _open_doors(channel, job["doors"])
     channel.close()
+    try:
+        if len(descriptors) > STANDARD:
+            files.put(descriptors.pop(), "/workspace")
+    except OSError as error:
+        os._exit(_met(error) or 126)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.closerange(STANDARD, DESCRIPTORS_MAX)
+    seconds = max(1, -(-job["cpu_ms"] // 1000))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # first it is told, then it is killed
+    resource.setrlimit(resource.RLIMIT_NOFILE, (job["open_files"], job["open_files"]))
     os.environ.clear()
-    os.environ.update(job["env"])
+    os.environ.update({"PATH": "/usr/bin:/bin", "HOME": "/workspace", "LANG": "C.UTF-8", **job["env"]})
     if job["argv"]:
-        os.execve(job["argv"][0], job["argv"], {"PATH": "/usr/bin:/bin", "HOME": "/workspace", **job["env"]})
-    os._exit(_execute(job["code"]) & 255)
+        _become(job["argv"])
+    from execute import execute
+
+    os._exit(execute(job["code"], _met) & 255)
 
 
-def _execute(code: str) -> int:
-    """Python code as ``__main__`` of this warm interpreter."""
-    import atexit
-    import random
-    import threading
-    import types
+def _open_doors(channel: socket.socket, ports: list[int]) -> None:
+    """Listen where the job will knock, and hand the listeners out: whoever has them is on the other side of the wall."""
+    listeners = []
+    for port in ports:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(BACKLOG)
+        listeners.append(listener)
+    linux.send(channel, b"D", [listener.fileno() for listener in listeners])
+    for listener in listeners:
+        listener.close()
 
-    random.seed()  # its state was forked
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(0, closefd=False),
-        open(1, "w", closefd=False),
-        open(2, "w", closefd=False),
-    )
-    sys.argv = ["<action>"]
-    sys.path[:] = [
-        "/workspace",
-        *(path for path in sys.path if not path.startswith(os.path.dirname(os.path.abspath(__file__)))),
-    ]
-    for name in ("linux", "root", "sandbox"):
-        sys.modules.pop(name, None)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
-    result = 0
+
+def _become(argv: list[str]) -> None:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     try:
-        exec(compile(code, "<action>", "exec"), module.__dict__)
-    except SystemExit as end:
-        result = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        if result == 1 and not isinstance(end.code, int):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-        result = 1
-    try:
-        threading._shutdown()  # type: ignore[attr-defined] # what the interpreter itself does at its end
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BaseException:
-        result = result or 120  # as the interpreter itself does where its output cannot be written
-    return result
+        os.execve(argv[0], argv, os.environ)
+    except OSError as error:
+        os.write(2, f"perdure: `{argv[0]}` cannot be started: {error.strerror}\n".encode())
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def _met(error: BaseException) -> int:
+    """The exit code for an error by which code met a limit; 0 for another one."""
+    name = ""
+    if isinstance(error, MemoryError):
+        name = "memory"
+    elif isinstance(error, OSError):
+        name = NUMBERS.get(error.errno or 0, "")
+    elif isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        name = "processes"
+    return MET.get(name, 0)

@@ -1,7 +1,8 @@
 """The zygote: one interpreter in namespaces of its own, without secrets, that forks a fresh sandbox for each use.
 
-It is started with an empty environment and one descriptor besides the standard ones. For each ``S`` that it reads it forks the first
-process of a sandbox and answers with that process's channel and its pid descriptor. It has one thread and no state that a use could change.
+It is started with an empty environment and one descriptor besides the standard ones, and says first what the kernel has. For each message,
+the limits in which a sandbox differs from the others, it forks the first process of a sandbox and answers with that process's channel and
+its pid descriptor. It has one thread and no state that a use could change.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import execute  # noqa: F401 - for the sandboxes
+import landlock
 import linux
 import root
 import sandbox
@@ -26,12 +29,14 @@ PRELOADED = (
     "math", "pathlib", "random", "re", "shutil", "statistics", "string", "subprocess", "tempfile", "textwrap", "threading", "time",
     "tokenize", "types", "typing",
 )  # fmt: skip
+MESSAGE_BYTES_MAX = 4_096
 
 
 def main() -> None:
     """Serve until the other side is gone."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     config = json.loads(sys.argv[2])
+    sys.path.extend(config["packages"])
     for name in PRELOADED:
         __import__(name)
     linux.control(linux.DIE_WITH_PARENT, signal.SIGKILL)
@@ -52,8 +57,10 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # what is there now is shared with every sandbox, and never touched by the collector
-    while channel.recv(1):
-        _fork(channel, own_pids, config)
+    config["landlock"] = landlock.version()
+    channel.send(json.dumps({"landlock": config["landlock"]}).encode())
+    while asked := channel.recv(MESSAGE_BYTES_MAX):
+        _fork(channel, own_pids, {**config, **json.loads(asked)})
     os._exit(0)
 
 

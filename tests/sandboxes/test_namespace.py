@@ -1,0 +1,154 @@
+"""The namespace backend keeps the promises of the port; its doors are the only ways out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from perdure.core.errors import InputInvalidError, SandboxUnavailableError
+from perdure.core.sandbox import MIB, SandboxJob, SandboxLimits
+from perdure.ports import Sandboxes
+from perdure.sandboxes.namespace import NamespaceSandboxes
+from perdure.testing.conformance.sandboxes import CASES, LIMITS
+
+FETCH = """
+import socket
+connection = socket.create_connection(("127.0.0.1", 8080))
+connection.sendall(b"hello")
+connection.shutdown(socket.SHUT_WR)
+print(b"".join(iter(lambda: connection.recv(9999), b"")).decode())
+"""
+
+
+@pytest.fixture
+async def sandboxes() -> AsyncIterator[NamespaceSandboxes]:
+    made = NamespaceSandboxes(LIMITS, spare=2)
+    try:
+        await made.open()
+    except SandboxUnavailableError as error:
+        pytest.skip(f"no namespaces here: {error}")
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+async def test_conformance(
+    sandboxes: NamespaceSandboxes, case: Callable[[Sandboxes], Awaitable[None]]
+) -> None:
+    await case(sandboxes)
+
+
+async def _shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write((await reader.read()).upper())
+    await writer.drain()
+    writer.close()
+
+
+async def test_a_door_leads_to_whom_it_was_given(sandboxes: NamespaceSandboxes) -> None:
+    found = await sandboxes.run(SandboxJob(code=FETCH), doors={8080: _shout})
+    assert found.stdout == b"HELLO\n", found
+    without = await sandboxes.run(SandboxJob(code=FETCH))
+    assert b"ConnectionRefusedError" in without.stderr
+    other = await sandboxes.run(SandboxJob(code=FETCH), doors={8081: _shout})
+    assert b"ConnectionRefusedError" in other.stderr
+
+
+async def test_many_connections_through_two_doors(sandboxes: NamespaceSandboxes) -> None:
+    async def name(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.write(b"other")
+        writer.close()
+
+    code = FETCH + "\n" + "\n".join([FETCH.replace("8080", "8090"), FETCH] * 100)
+    found = await sandboxes.run(SandboxJob(code=code), doors={8080: _shout, 8090: name})
+    assert found.stdout.split() == [b"HELLO", *[b"other", b"HELLO"] * 100]
+
+
+async def test_a_door_that_fails_hurts_nobody_else(sandboxes: NamespaceSandboxes) -> None:
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise RuntimeError("broken")
+
+    code = (
+        f"try:\n    {FETCH.strip().replace(chr(10), chr(10) + '    ')}\nexcept OSError as e: print('closed')"
+    )
+    found = await sandboxes.run(SandboxJob(code=code), doors={8080: broken})
+    assert found.stdout in (b"\n", b"closed\n"), found
+
+
+async def test_bytes_through_the_doors_are_counted(sandboxes: NamespaceSandboxes) -> None:
+    code = """
+import socket
+connection = socket.create_connection(("127.0.0.1", 8080))
+while True: connection.sendall(b"x" * 65536)
+"""
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65_536):
+            pass
+
+    limits = SandboxLimits(network_bytes=2 * MIB)
+    found = await sandboxes.run(SandboxJob(code=code), limits, doors={8080: take})
+    assert found.ending == "network", found
+
+
+@pytest.mark.parametrize("port", [80, 0, 70_000])
+async def test_no_door_where_none_can_be(sandboxes: NamespaceSandboxes, port: int) -> None:
+    with pytest.raises(InputInvalidError):
+        await sandboxes.run(SandboxJob(code=FETCH), doors={port: _shout})
+
+
+async def test_a_zygote_that_was_killed_is_replaced(sandboxes: NamespaceSandboxes) -> None:
+    zygote = sandboxes._zygote
+    assert zygote is not None
+    zygote._process.kill()
+    for _ in range(4):
+        found = await _patiently(sandboxes)
+        assert found == b"1\n"
+    assert sandboxes._zygote is not zygote
+
+
+async def _patiently(sandboxes: NamespaceSandboxes) -> bytes:
+    """What was made before it died has died with it: such a job was never begun, or is lost."""
+    for _ in range(5):
+        try:
+            found = await sandboxes.run(SandboxJob(code="print(1)"))
+        except SandboxUnavailableError:
+            continue
+        if found.ending != "lost":
+            return found.stdout
+    return b""
+
+
+async def test_a_zygote_makes_so_many_and_no_more(
+    sandboxes: NamespaceSandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sandboxes._zygote
+    monkeypatch.setattr("perdure.sandboxes.namespace.RECYCLED_AFTER", 3)
+    found = [await sandboxes.run(SandboxJob(code="print(1)")) for _ in range(12)]
+    assert [item.stdout for item in found] == [b"1\n"] * 12
+    assert sandboxes._zygote is not first
+
+
+async def test_the_pool_grows_with_demand_and_shrinks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.sandboxes.namespace.IDLE_S", 0.05)
+    pool = NamespaceSandboxes(LIMITS, spare=1, spare_max=8)
+    try:
+        await pool.open()
+    except SandboxUnavailableError as error:
+        pytest.skip(f"no namespaces here: {error}")
+    try:
+        await asyncio.gather(*(pool.run(SandboxJob(code="print(1)")) for _ in range(30)))
+        assert 1 < pool._wanted <= 8
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if pool._wanted == 1 and len(pool._spare) <= 1:
+                return
+        raise AssertionError(f"{pool._wanted} spare ones are still wanted, {len(pool._spare)} are there")
+    finally:
+        await pool.close()
+
+
+def test_what_it_consists_of_is_told(sandboxes: NamespaceSandboxes) -> None:
+    assert set(sandboxes.parts) == {"namespaces", "system calls", "privileges", "landlock", "cgroups"}
