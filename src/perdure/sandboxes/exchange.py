@@ -25,6 +25,17 @@ class _Told(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Told)
 
 
+class Held:
+    """A descriptor that is closed with a block."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)
+
+
 def source(parts: Sequence[bytes]) -> int:
     """A descriptor from which somebody reads these bytes, and then the end. Blocks.
 

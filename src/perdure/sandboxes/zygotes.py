@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -12,16 +13,18 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 from perdure.core.errors import SandboxUnavailableError
 from perdure.core.sandbox import SandboxLimits
+from perdure.sandboxes import exchange
 from perdure.sandboxes.cgroups import Cgroups, Group
 from perdure.sandboxes.seccomp import program
 
-INSIDE = Path(__file__).parent / "inside" / "zygote.py"
+INSIDE = Path(__file__).parent / "inside"
 READY_MS = (
     10_000  # for a sandbox to be made: they take a few milliseconds; a machine that needs this long is stuck
 )
@@ -88,10 +91,19 @@ class Zygote:
         who: dict[str, Any] = {}
         if os.getuid() == 0:  # a user namespace of root's own would still own root's files
             who = {"user": UNPRIVILEGED, "group": UNPRIVILEGED, "extra_groups": []}
-        arguments = [python, "-I", "-S", "-B", str(INSIDE), str(theirs.fileno()), json.dumps(config)]
-        with theirs:
+        code = exchange.source([_packed()])
+        arguments = [
+            python,
+            "-I",
+            "-S",
+            "-B",
+            f"/proc/self/fd/{code}",
+            str(theirs.fileno()),
+            json.dumps(config),
+        ]
+        with theirs, contextlib.closing(exchange.Held(code)):
             self._process = subprocess.Popen(
-                arguments, pass_fds=[theirs.fileno()], env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                arguments, pass_fds=[theirs.fileno(), code], env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE, start_new_session=True, **who,
             )  # fmt: skip
         ours.setblocking(False)  # noqa: FBT003 - the standard library's own
@@ -211,6 +223,15 @@ class Zygote:
         if self._process.stderr is not None:
             self._process.stderr.close()
         await asyncio.to_thread(self._process.wait)
+
+
+def _packed() -> bytes:
+    """What is executed inside, as one archive in memory: whoever the zygote is may not be able to read where we are."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for path in sorted(INSIDE.glob("*.py")):
+            archive.writestr("__main__.py" if path.stem == "zygote" else path.name, path.read_bytes())
+    return made.getvalue()
 
 
 def interpreter() -> str:

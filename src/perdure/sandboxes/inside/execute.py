@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import random
 import signal
 import sys
@@ -24,8 +23,7 @@ def execute(code: str, met: Callable[[BaseException], int]) -> int:
         open(2, "w", closefd=False),
     )
     sys.argv = ["<action>"]
-    own = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = ["/workspace", *(path for path in sys.path if os.path.abspath(path) != own)]
+    sys.path[:] = ["/workspace", *(path for path in sys.path if not path.startswith("/proc/"))]
     for name in HELPERS:
         sys.modules.pop(name, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,8 +16,6 @@ import sys
 import traceback
 from typing import Any
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
 import execute  # noqa: F401 - for the sandboxes
 import landlock
 import linux

@@ -81,7 +81,9 @@ socket.socket(socket.AF_UNIX).bind("socket")
     check(
         files["run.sh"].is_executable and not files["out.bin"].is_executable, "what can be started still can"
     )
-    check(set(found.left_out) == {"link", "socket"}, f"what cannot come is named, found {dict(found.left_out)}")
+    check(
+        set(found.left_out) == {"link", "socket"}, f"what cannot come is named, found {dict(found.left_out)}"
+    )
 
 
 async def gives_files_back_after_a_failure(sandboxes: Sandboxes) -> None:
