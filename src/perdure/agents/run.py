@@ -27,6 +27,7 @@ from perdure.agents.requests import (
     StepCall,
 )
 from perdure.agents.step import Step, as_step
+from perdure.agents.workspace import RunWorkspace
 from perdure.core.errors import OutsideRunError, UsageError
 from perdure.core.ids import checked_name, checked_topic
 from perdure.core.values import decode, digest
@@ -329,6 +330,11 @@ class Run:
     def emit(self, kind: str, data: Any) -> None:
         """Show something (a token, a percentage) to whoever watches live; not recorded."""
         self.calls.emit(kind, data)
+
+    @property
+    def workspace(self) -> RunWorkspace:
+        """The files of this run, which sandboxed code works on; for agents whose charter names ``sandbox``."""
+        return RunWorkspace(self)
 
 
 def current_run() -> Run:

@@ -83,7 +83,7 @@ def _opened(
     world = world_from(config, os.environ, LocalSecrets.default(data))
     return Runtime.open(
         data, agents=agents, beside=beside, telemetry=telemetry, upstreams=world.upstreams, toolsets=world.toolsets,
-        secrets=world.secrets, rules=world.rules,
+        secrets=world.secrets, rules=world.rules, sandboxes=world.sandboxes,
     )  # fmt: skip
 
 

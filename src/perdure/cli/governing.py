@@ -129,6 +129,7 @@ def undo(
                 secrets=world.secrets,
                 beside=is_driven,
                 rules=world.rules,
+                sandboxes=world.sandboxes,
             ) as runtime,
         ):
             made = await runtime.undoing.plan(run, after=after, cause=cause, direct=direct)

@@ -81,6 +81,7 @@ async def _execute(asked: Hosting, out: Out) -> int:
             toolsets=world.toolsets,
             secrets=world.secrets,
             rules=world.rules,
+            sandboxes=world.sandboxes,
         )
         async with opened as runtime:
             if asked.replay is not None:

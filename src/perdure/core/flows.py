@@ -51,6 +51,8 @@ class ToolFlow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         output: the label of what it returns. Undeclared is untrusted. Its sources are filled in.
         outputs: labels of parts of what it returns, by path.
         roles: who may release what is held.
+        keeps: whether what it is given may come back from a later use, as files do: its output then has the label of everything that
+            the run has seen.
 
     Raises:
         DefinitionError: a path is empty, there are over 64, or ``*`` and a name are at the same place of ``outputs``; a kind or an answer
@@ -64,6 +66,7 @@ class ToolFlow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     output: Label = UNTRUSTED
     outputs: Mapping[str, Label] = msgspec.field(default_factory=dict)
     roles: tuple[str, ...] = ("approver",)
+    keeps: bool = False
 
     def __post_init__(self) -> None:
         check_paths("sinks", self.sinks)

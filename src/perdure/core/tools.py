@@ -40,6 +40,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         undo_within_ms: for how long after a use; ``None`` is for ever.
         delay_ms: how long a use waits in the outbox before it is sent; until then it can be stopped for nothing.
         flow: what its arguments decide, and what its output is worth, if it says so.
+        tiers: the walls that a use of it can be put behind, the usual one first; none: it is code of our own process.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     undo_within_ms: int | None = None
     delay_ms: int = 0
     flow: ToolFlow | None = None
+    tiers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not is_tool_name(self.name):
@@ -89,11 +91,15 @@ class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
         run: the run that acts.
         key: the idempotency key ``run/call``; the same on every attempt.
         arguments: checked against the tool's schema.
+        tier: the weakest wall that it may be put behind; empty for the usual one.
+        agent: whose run it is.
     """
 
     run: str
     key: str
     arguments: dict[str, Any]
+    tier: str = ""
+    agent: str = ""
 
 
 class ToolOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -104,12 +110,16 @@ class ToolOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         content: MCP content blocks, where the tool made its own; otherwise the value is shown as text.
         is_error: the tool ran and says that it failed; ``value`` says why.
         labels: of the parts of ``value`` by path, where this output has others than its tool declares; the empty path is the rest.
+        tier: the wall that was really in force.
+        breach: the limit that it met, if it met one.
     """
 
     value: Any = None
     content: tuple[dict[str, Any], ...] = ()
     is_error: bool = False
     labels: Labels = ()
+    tier: str = ""
+    breach: str = ""
 
     def blocks(self) -> list[dict[str, Any]]:
         """MCP content blocks."""

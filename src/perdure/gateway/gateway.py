@@ -29,8 +29,9 @@ from perdure.core.models import ModelRequest, Usage
 from perdure.core.tools import ToolOutput, ToolSpec, ToolUse
 from perdure.core.verdicts import ALLOW, Verdict, both, deny
 from perdure.gateway import intents, ledger
+from perdure.gateway.gates.walls import walled
 from perdure.gateway.governance import Governance
-from perdure.gateway.outputs import Exchange, bounded, exchange
+from perdure.gateway.outputs import bounded, exchange
 from perdure.gateway.prices import cost_usd_micros, estimate_usd_micros
 from perdure.gateway.redact import Redactor
 from perdure.gateway.schema import ArgumentSchema
@@ -108,7 +109,7 @@ class Gateway:
         act.seal = governance.sealer(seat, act)
 
         async def judged() -> e.CallEntry:
-            verdict = await self._looked(seat, act, await governance.judge(seat, act))
+            verdict = await self._looked(seat, act, walled(act, await governance.judge(seat, act)))
 
             def covered(tx: Transaction, found: Verdict, now_ms: int) -> str:
                 claim = governance.claim(seat, act, act.stored, found.policy)
@@ -144,7 +145,8 @@ class Gateway:
         async def judged() -> e.CallEntry:
             verdict = self._fitting(act)
             if not verdict.is_deny:
-                verdict = await self._looked(seat, act, await governance.judge(seat, act, is_release=True))
+                again = walled(act, await governance.judge(seat, act, is_release=True))
+                verdict = await self._looked(seat, act, again)
             claim = governance.claim(seat, act, asked, verdict.policy)
             return await seat.write(
                 lambda tx, position: intents.release(
@@ -188,6 +190,8 @@ class Gateway:
     async def conclude(self, seat: Seat, act: Act, outcome: Outcome) -> e.CallEntry:
         """Record an outcome; durable on return."""
         seen = None if seat.memory is None else seat.memory.seen
+        if act.within and not outcome.tier:
+            outcome = replace(outcome, tier=act.within)
         if seen is not None:
             outcome = replace(outcome, labels=seen.labels_of_outcome(act, outcome))
         entry = await seat.write(
@@ -206,7 +210,9 @@ class Gateway:
         """Dispatch a tool, again under the same key if it may be repeated and did not answer."""
         spec = tool.spec
         arguments: dict[str, Any] = msgspec.json.decode(act.request)
-        use = ToolUse(run=run_id, key=f"{run_id}/{act.call}", arguments=arguments)
+        use = ToolUse(
+            run=run_id, key=f"{run_id}/{act.call}", arguments=arguments, tier=act.tier, agent=act.agent
+        )
         repeats = REPEATS_MAX if in_doubt("tool", act.recovery) == "repeat" else 0
         while True:
             outcome = await self._one_use(tool, spec, use)
@@ -256,7 +262,9 @@ class Gateway:
         except PerdureError as error:
             failure = e.Failure(code=error.code, message=error.message)
             return Outcome(S.FAILED, spent, error=failure)
-        return Outcome(S.SUCCEEDED, spent, result=kept, labels=output.labels, blobs=blobs)
+        return Outcome(
+            S.SUCCEEDED, spent, result=kept, labels=output.labels, blobs=blobs, tier=output.tier, breach=output.breach
+        )  # fmt: skip
 
     def _told(self, text: str) -> str:
         cleaned, _ = self.redactor.clean(text.encode())
@@ -392,6 +400,3 @@ def lost(error: PerdureError) -> Outcome:
     failure = e.Failure(code=error.code, message=error.message[:ERROR_TEXT_MAX])
     state = S.LOST if isinstance(error, UnavailableError) else S.FAILED
     return Outcome(state, Spend(), error=failure)
-
-
-__all__ = ["Awaitable", "Exchange", "Gateway", "lost"]

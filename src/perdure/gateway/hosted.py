@@ -64,6 +64,7 @@ class Attempt:
         self.catalogue = catalogue
         self.divergence: Divergence = divergence
         self.is_over = False
+        self.within = ""  # the wall around the program, as whoever runs it has found it
         self.waiting = 0  # requests that only a decision can end
         self.working = 0  # other requests under way
         self.changed = asyncio.Event()
@@ -273,6 +274,7 @@ class Attempt:
         """Make a new row, consumed by this attempt."""
         if act.identity is None:
             raise RunEndedError("a call of a hosted program has no identity")
+        act.agent, act.within = self.seat.agent, self.within
         act.call = self.seat.adopt(act)
         return self._frontier.adopt(act.call, act.what, act.identity)
 

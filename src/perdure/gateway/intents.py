@@ -98,6 +98,7 @@ def propose(
         reasons=verdict.reasons,
         policy=verdict.policy,
         grant=grant,
+        tier=act.within,
         sealed=act.seal(tx) if act.seal else ("", b""),
     )
     return entry, blobs, room

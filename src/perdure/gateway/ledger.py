@@ -83,7 +83,7 @@ def conclude(
     if outcome.state is S.UNKNOWN:
         invariant(outcome.error is not None, "a doubtful action says why")
         doubted = change(tx, row, S.UNKNOWN, code=outcome.error.code if outcome.error else "")
-        note(tx, doubted, position["at_ms"])
+        note(tx, doubted, position["at_ms"], tier=outcome.tier)
         return e.ActionDoubted(
             **common, error=outcome.error or e.Failure(code="action-doubtful", message="")
         ), blobs
@@ -104,7 +104,10 @@ def conclude(
         upstream=outcome.upstream,
         code=outcome.error.code if outcome.error else "",
     )
-    note(tx, ended, position["at_ms"], by=outcome.decided_by, reasons=verdict.reasons, policy=verdict.policy)
+    note(
+        tx, ended, position["at_ms"], by=outcome.decided_by, reasons=verdict.reasons, policy=verdict.policy,
+        tier=outcome.tier, text=f"breach:{outcome.breach}" if outcome.breach else "",
+    )  # fmt: skip
     entry = e.ActionEnded(
         **common,
         state=outcome.state,

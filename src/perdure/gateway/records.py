@@ -38,6 +38,7 @@ def note(
     by: str = "",
     grant: str = "",
     text: str = "",
+    tier: str = "",
     sealed: tuple[str, bytes] = ("", b""),
 ) -> None:
     """Record what an action is now.
@@ -52,6 +53,7 @@ def note(
         by: who decided.
         grant: the id of a grant.
         text: what there is to say, without personal data.
+        tier: the wall in force.
         sealed: the subject and the encrypted details.
     """
     codes = tuple(f"{item.code}:{item.rule}" if item.rule else item.code for item in reasons)
@@ -69,7 +71,7 @@ def note(
             verdict=VERDICTS.get(row.state, ""),
             codes=codes or ((row.code,) if row.code else ()),
             policy=policy,
-            tier="process" if row.attempt else "none",
+            tier=tier or ("process" if row.attempt else "none"),
             by=by,
             jti=grant,
             refs={"note": text} if text else {},

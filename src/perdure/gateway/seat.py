@@ -167,6 +167,9 @@ class Act:
         None  # makes the details beside the audit record
     )
     is_changed: bool = False  # an approver changed the arguments
+    tier: str = ""  # the weakest wall that the policies let it be put behind
+    agent: str = ""  # who acts
+    within: str = ""  # the wall around whoever acts
 
     @property
     def spec(self) -> ToolSpec | None:
@@ -188,4 +191,6 @@ class Outcome:
     decided_by: str = ""
     after: bytes | None = None  # what the tool saw of the world then, as JSON
     labels: Labels = ()  # of the parts of the result
+    tier: str = ""  # the wall that was really in force
+    breach: str = ""  # the limit that it met
     blobs: Blobs = field(default_factory=dict)

@@ -232,9 +232,10 @@ class Seen:
         if name in RELABEL:
             return (("", relabelled(name, self.context.origin_of(kept.value).label)),)
         named = self._named.get(call, False)
+        carried = self.context.label if flow.keeps else self._carried.get(call, PUBLIC)
         return output_labels(
             flow, _parsed(kept.value), run=self.context.run, call=call, tool=name, is_error=kept.is_error,
-            named=named, carried=self._carried.get(call, PUBLIC), given=given,
+            named=named, carried=carried, given=given,
         )  # fmt: skip
 
 

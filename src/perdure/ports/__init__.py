@@ -4,7 +4,7 @@ from perdure.ports.clock import Clock
 from perdure.ports.entropy import Entropy
 from perdure.ports.judge import JudgeAnswer, JudgeLink
 from perdure.ports.models import Answer, Upstreams
-from perdure.ports.sandbox import Door, Sandboxes
+from perdure.ports.sandbox import Door, Sandboxes, Walls
 from perdure.ports.secrets import Secrets
 from perdure.ports.store import Store, Transaction
 from perdure.ports.telemetry import NullTelemetry, Telemetry
@@ -28,4 +28,5 @@ __all__ = [
     "Transaction",
     "Undo",
     "Upstreams",
+    "Walls",
 ]

@@ -51,3 +51,24 @@ class Sandboxes(Protocol):
     async def close(self) -> None:
         """Let go of everything; what still runs is stopped."""
         ...
+
+
+class Walls(Protocol):
+    """The kinds of sandboxes that a runtime has."""
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Those that may be asked for, the usual one first."""
+        ...
+
+    async def at_least(self, tier: str = "") -> Sandboxes:
+        """The usual sandboxes if they are strong enough, else the weakest ones that are; opened.
+
+        Raises:
+            SandboxUnavailableError: there are none.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of all that were opened."""
+        ...

@@ -17,6 +17,7 @@ from perdure.core.principals import Risk
 from perdure.ports import Secrets, Toolset
 from perdure.runtime.outside import World
 from perdure.runtime.rulebook import DriftRule, JudgeRule, Rules
+from perdure.runtime.walls import SandboxRules
 from perdure.runtime.witnessing import WitnessRule
 
 SETTING_PREFIX = "PERDURE_SETTING_"
@@ -55,17 +56,22 @@ def world_from(path: Path | None, environment: Mapping[str, str], secrets: Secre
     chosen = path or (Path(CONFIG) if Path(CONFIG).is_file() else None)
     if chosen is not None:
         data = _read(chosen)
-    unknown = set(data) - {"upstreams", "toolsets", "governance"}
+    unknown = set(data) - {"upstreams", "toolsets", "governance", "sandbox"}
     if unknown:
         raise DefinitionError(
-            f"`{chosen}` has `{min(unknown)}`; expected `[[upstreams]]`, `[toolsets.NAME]` and `[governance]`"
+            f"`{chosen}` has `{min(unknown)}`; expected `[[upstreams]]`, `[toolsets.NAME]`, `[governance]` and `[sandbox]`"
         )
     try:
         upstreams = msgspec.convert(data.get("upstreams", []), tuple[Upstream, ...])
     except msgspec.ValidationError as error:
         raise DefinitionError(f"the upstreams of `{chosen}` cannot be read: {error}") from error
     toolsets = [toolset_from(name, table, secrets) for name, table in data.get("toolsets", {}).items()]
+    try:
+        sandboxes = msgspec.convert(data.get("sandbox", {}), SandboxRules)
+    except msgspec.ValidationError as error:
+        raise DefinitionError(f"`[sandbox]` of `{chosen}` cannot be read: {error}") from error
     return World(
+        sandboxes=sandboxes,
         upstreams=upstreams or _usual(environment),
         toolsets=toolsets,
         secrets=secrets,

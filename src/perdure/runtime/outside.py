@@ -23,6 +23,7 @@ from perdure.ports import Secrets, Telemetry, Tool, Toolset
 from perdure.runtime.agent_tools import AgentsToolset
 from perdure.runtime.rulebook import Rulebook, Rules
 from perdure.runtime.system import SystemClock, SystemEntropy
+from perdure.runtime.walls import SandboxRules
 
 PROGRAMS = "programs"  # the folder of workspaces, in the data directory
 
@@ -37,6 +38,7 @@ class World:
         secrets: resolves ``secret://`` references; by default environment, files and keyring.
         agents: the runtime's own agents as tools.
         rules: what actions are judged by.
+        sandboxes: where code is executed.
     """
 
     upstreams: Sequence[Upstream] = ()
@@ -44,6 +46,7 @@ class World:
     secrets: Secrets | None = field(default=None)
     agents: AgentsToolset | None = field(default=None)
     rules: Rules = field(default_factory=Rules)
+    sandboxes: SandboxRules = field(default_factory=SandboxRules)
 
 
 @asynccontextmanager

@@ -43,6 +43,7 @@ from perdure.runtime.schedules import schedule_row
 from perdure.runtime.starting import new_run
 from perdure.runtime.system import SystemClock, SystemEntropy
 from perdure.runtime.undo import Undoing
+from perdure.runtime.walls import SandboxRules, built_in
 from perdure.runtime.watchdog import Watchdog
 
 POLL_S = 0.2  # how often a runtime without an engine looks for changes made by the process that has one
@@ -91,6 +92,7 @@ class Runtime:
         toolsets: Sequence[Toolset] = (),
         secrets: Secrets | None = None,
         rules: Rules | None = None,
+        sandboxes: SandboxRules | None = None,
     ) -> AsyncIterator[Runtime]:
         """Open a data directory (made if missing) and drive the runs of ``agents``; unfinished ones go on at once.
 
@@ -106,6 +108,7 @@ class Runtime:
             toolsets: MCP servers, OpenAPI documents and databases that agents name in their tools.
             secrets: resolves ``secret://`` references; by default environment, files and keyring.
             rules: what actions are judged by; without them agents may do what their charter says.
+            sandboxes: where the toolset ``sandbox`` executes code; by default in namespaces.
 
         Raises:
             DataDirLockedError, DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
@@ -113,6 +116,7 @@ class Runtime:
         """
         folder, known, rules = Path(path), register(agents), rules or Rules()
         chosen = settings or settings_from(os.environ)
+        toolsets = [*toolsets, *built_in(sandboxes or SandboxRules(), folder, toolsets)]
         own, undoing = AgentsToolset(known), Undoing(toolsets, rules.flow)
         known = {**known, undoing.agent.name: undoing.agent}
         world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)

@@ -211,7 +211,8 @@ class Undoing:
             raise ToolFailedError(f"tool `{view.record.name}` says no way to undo it", tool=view.record.name)
         before, after = _images(runtime, view.history)
         if after is not None:
-            seen = await tool.image(ToolUse(run=use.run, key=use.key, arguments=view.request))
+            original = ToolUse(run=view.record.run, key=action, arguments=view.request)
+            seen = await tool.image(original)
             if seen != after:
                 raise UndoConflictError(
                     f"what action `{action}` changed was changed again since; look at it, then undo it by hand",

@@ -13,11 +13,12 @@ from perdure.core.sandbox import SandboxJob, SandboxLimits, SandboxOutcome, Tier
 from perdure.ports import Door
 from perdure.sandboxes.cgroups import Cgroups, group_name
 from perdure.sandboxes.use import Use
-from perdure.sandboxes.zygotes import BUILT_IN, Made, Zygote, interpreter
+from perdure.sandboxes.zygotes import BUILT_IN, Made, NotBegunError, Zygote, interpreter
 
 RECYCLED_AFTER = (
     2_000  # sandboxes: forks share the layout of memory and the seed of hashes, so no zygote lives for ever
 )
+TRIES = 3  # for sandboxes that end before they have their job
 IDLE_S = 10.0  # after which a spare one that nobody needed is given up
 CODE_BYTES_MAX = 16 << 20
 PORT_MIN, PORT_MAX = 1_024, 65_535
@@ -158,8 +159,11 @@ class NamespaceSandboxes:
     async def _take(self, limits: SandboxLimits) -> Made:
         """A sandbox that is ready."""
         is_usual = all(getattr(limits, name) == getattr(self._limits, name) for name in _STRUCTURAL)
-        if is_usual and self._spare:
-            return self._spare.popleft()
+        while is_usual and self._spare:
+            made = self._spare.popleft()
+            if not made.is_gone:
+                return made
+            self._let_go(made)
         if is_usual:
             self._wanted = min(self._most, max(1, self._wanted * 2)) if self._most else 0
         return await self._fork(limits)
@@ -203,8 +207,14 @@ class NamespaceSandboxes:
         """Execute a job in a fresh sandbox (see the port)."""
         _check(job, doors or {})
         chosen = self._limits if limits is None else narrower(self._limits, limits)
-        async with self._one(chosen) as made:
-            return await Use(made, job, chosen, doors or {}, self._fill).outcome()
+        for again in range(TRIES, 0, -1):
+            try:
+                async with self._one(chosen) as made:
+                    return await Use(made, job, chosen, doors or {}, self._fill).outcome()
+            except NotBegunError:
+                if again == 1:
+                    raise
+        raise SandboxUnavailableError("no sandbox could be made")
 
     @contextlib.asynccontextmanager
     async def _one(self, limits: SandboxLimits) -> AsyncIterator[Made]:

@@ -19,7 +19,7 @@ from perdure.core.sandbox import Ending, SandboxFile, SandboxJob, SandboxLimits,
 from perdure.ports import Door
 from perdure.sandboxes import exchange
 from perdure.sandboxes.doors import Doors
-from perdure.sandboxes.zygotes import Made
+from perdure.sandboxes.zygotes import Made, NotBegunError
 
 AFTER_MS = 2_000  # for the kernel to end a sandbox that was killed
 READ_BYTES = 65_536
@@ -104,7 +104,7 @@ class Use:
             self._made.channel.sendmsg([struct.pack("I", len(data))], rights)
             await self._loop.sock_sendall(self._made.channel, data)
         except ConnectionError as error:
-            raise SandboxUnavailableError("the sandbox ended before it had its job") from error
+            raise NotBegunError("the sandbox ended before it had its job") from error
 
     async def _open_doors(self) -> None:
         """Take the listeners that the sandbox has made, before any code of the job runs."""

@@ -42,13 +42,23 @@ BUILT_IN = (
 )  # limits that a wall is built with
 
 
+class NotBegunError(SandboxUnavailableError):
+    """A sandbox ended before it had its job, so another one may be tried."""
+
+
 class Made:
     """One sandbox whose wall stands, and that has no job yet."""
 
-    def __init__(self, channel: socket.socket, handle: int, group: Group | None) -> None:
+    def __init__(self, maker: Zygote, channel: socket.socket, handle: int) -> None:
         self.channel = channel
-        self.group = group
+        self.group: Group | None = None
+        self._maker = maker
         self._handle = handle  # a pid descriptor of its first process: killing that ends all of it
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended with its zygote."""
+        return self._maker.is_gone
 
     def kill(self) -> None:
         """End it."""
@@ -188,7 +198,7 @@ class Zygote:
                 channel, handle = await waiting
         except TimeoutError:
             raise SandboxUnavailableError("no sandbox was made in time; the machine is overloaded") from None
-        made = Made(channel, handle, None)
+        made = Made(self, channel, handle)
         try:
             return await self._built(made, handle, limits)
         except BaseException:

@@ -27,6 +27,7 @@ from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.seat import HostSeat
 from perdure.gateway import ledger
 from perdure.gateway.catalogue import Catalogue, check_pin, digests
+from perdure.gateway.gates.walls import SANDBOX
 from perdure.gateway.gateway import Gateway, lost
 from perdure.gateway.seat import Act, Outcome
 from perdure.gateway.wire import read_request
@@ -119,7 +120,11 @@ async def _prepared(
         recovery, effect = str(spec.recovery), str(spec.effect)
     else:  # what it declared when it was dispatched
         recovery, effect = open_call.intent.recovery, open_call.intent.effect
-    made = Act(**common, recovery=recovery, effect=effect, estimate=Spend(calls=1), tool=tool)
+    made = Act(
+        **common, recovery=recovery, effect=effect, estimate=Spend(calls=1), tool=tool, agent=seat.agent
+    )
+    if isinstance(open_call.intent, e.ActionIntended):
+        made.tier = open_call.intent.obligations.get(SANDBOX, "")
     made.confidence = request.confidence
     made.undoes = getattr(tool, "undoes", "")
     if isinstance(open_call.intent, e.ActionIntended) and open_call.intent.changed:

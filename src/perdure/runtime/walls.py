@@ -1,0 +1,132 @@
+"""The sandboxes of a runtime: which tiers are configured, and one pool of each, opened when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from perdure.core.errors import DefinitionError, SandboxUnavailableError
+from perdure.core.sandbox import SandboxLimits, Tier
+from perdure.core.verdicts import TIERS
+from perdure.gateway.gates.walls import is_as_strong
+from perdure.ports import Sandboxes, Toolset
+
+SANDBOX = "sandbox"  # the toolset of code and files
+WORKSPACES = "workspaces"  # the folder of the runs' files, in the data directory
+Make = Callable[[SandboxLimits, Mapping[str, Any]], Sandboxes]
+
+
+class SandboxRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[sandbox]`` of the configuration.
+
+    Attributes:
+        tiers: that may be used, the usual one first; ``none`` only where it is written here.
+        limits: of every use.
+        programs: the tier that hosted programs run in; ``process`` is a plain process.
+        options: by tier, what its sandboxes are made with.
+    """
+
+    tiers: tuple[Tier, ...] = ("namespace",)
+    limits: SandboxLimits = SandboxLimits()
+    programs: Tier | None = None
+    options: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.tiers or len(set(self.tiers)) != len(self.tiers):
+            raise DefinitionError("`tiers` of `[sandbox]` names each tier once, and at least one")
+        if unknown := set(self.options) - set(TIERS):
+            raise DefinitionError(f"`[sandbox.options]` names `{min(unknown)}`; tiers are {', '.join(TIERS)}")
+
+
+class ConfiguredWalls:
+    """Implements ``Walls``.
+
+    Args:
+        rules: which tiers, with what.
+        make: how sandboxes of a tier are made.
+    """
+
+    def __init__(self, rules: SandboxRules, make: Mapping[str, Make] | None = None) -> None:
+        self._rules = rules
+        self._make = makers() if make is None else make
+        self._open: dict[Tier, Sandboxes] = {}
+        self._opening = asyncio.Lock()
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Those that may be asked for, the usual one first."""
+        return self._rules.tiers
+
+    async def at_least(self, tier: str = "") -> Sandboxes:
+        """The usual sandboxes if they are strong enough, else the weakest ones that are; opened (see the port)."""
+        usual = self.tiers[0]
+        others = sorted(self.tiers[1:], key=TIERS.index)
+        chosen = next((each for each in (usual, *others) if not tier or is_as_strong(each, tier)), None)
+        if chosen is None:
+            raise SandboxUnavailableError(
+                f"tier `{tier}` or stronger is needed, and `[sandbox]` has {', '.join(self.tiers)}"
+            )
+        async with self._opening:
+            if chosen not in self._open:
+                self._open[chosen] = await self._opened(chosen)
+        return self._open[chosen]
+
+    async def _opened(self, tier: Tier) -> Sandboxes:
+        made = self._make.get(tier)
+        if made is None:
+            raise SandboxUnavailableError(f"there are no sandboxes of tier `{tier}`")
+        try:
+            sandboxes = made(self._rules.limits, self._rules.options.get(tier, {}))
+        except TypeError as error:
+            raise DefinitionError(f"`[sandbox.options.{tier}]` cannot be used: {error}") from error
+        await sandboxes.open()
+        return sandboxes
+
+    async def close(self) -> None:
+        """Let go of all that were opened."""
+        while self._open:
+            _, sandboxes = self._open.popitem()
+            with contextlib.suppress(SandboxUnavailableError):
+                await sandboxes.close()
+
+
+def built_in(rules: SandboxRules, folder: Path, toolsets: Sequence[Toolset]) -> list[Toolset]:
+    """The toolset ``sandbox``, unless one of the configuration has its name.
+
+    Args:
+        rules: where code is executed.
+        folder: the data directory.
+        toolsets: those of the configuration.
+    """
+    if any(toolset.name == SANDBOX for toolset in toolsets):
+        return []
+    from perdure.tools.sandbox import SandboxToolset
+    from perdure.tools.workspaces import Workspaces
+
+    return [SandboxToolset(ConfiguredWalls(rules), Workspaces(folder / WORKSPACES), limits=rules.limits)]
+
+
+def makers() -> dict[str, Make]:
+    """How the sandboxes of each tier are made; imported when they are."""
+
+    def namespace(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
+        from perdure.sandboxes.namespace import NamespaceSandboxes
+
+        return NamespaceSandboxes(limits, **_tuples(options))
+
+    def unwalled(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
+        from perdure.sandboxes.unwalled import UnwalledSandboxes
+
+        return UnwalledSandboxes(limits, **options)
+
+    return {"none": unwalled, "namespace": namespace}
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has arrays where options are tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
