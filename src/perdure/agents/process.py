@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from perdure.agents.agent import Agent
 from perdure.agents.codec import to_json
@@ -39,6 +39,9 @@ def process(
     roles: Sequence[str] = (),
     agency: Mapping[str, str | int] | None = None,
     risk: Risk | None = None,
+    sandbox: Literal["namespace", "process"] | None = None,
+    shows: Sequence[str] = (),
+    writes: Sequence[str] = (),
 ) -> Agent:
     """An agent that is an unmodified program: it is started with the gateway's addresses in its environment.
 
@@ -46,7 +49,7 @@ def process(
 
     Args:
         name: how runs are started by.
-        command: the program and its arguments; run without a shell, as a plain process of this user.
+        command: the program and its arguments; run without a shell.
         tools: what it may use over MCP: tools and names of toolsets.
         budget: what each run may use.
         env: variables that it gets beside those of the gateway.
@@ -61,6 +64,10 @@ def process(
         roles: what policies may call it by.
         agency: what it may do on its own, as for ``Agent``.
         risk: its tier, as for ``Agent``.
+        sandbox: the wall that it runs behind: ``namespace``, or ``process`` for a plain process of this user; by default what the
+            runtime is configured with.
+        shows: files and folders that it may read there, beside ``cwd``, its interpreter and the files that its command names.
+        writes: folders that it may change there, beside its workspace.
 
     Raises:
         DefinitionError: this cannot work.
@@ -68,6 +75,7 @@ def process(
     made = Program(
         command=tuple(command), env=dict(env or {}), kind=kind, restarts_max=restarts_max,
         backoff_ms=round(backoff * 1000), divergence=divergence, hold_ms=round(hold * 1000), cwd=cwd,
+        sandbox=sandbox, shows=tuple(shows), writes=tuple(writes),
     )  # fmt: skip
     return Agent(
         name, handler=_host, tools=tools, budget=budget, program=made, concurrency=concurrency,

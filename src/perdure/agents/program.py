@@ -30,6 +30,9 @@ class Program:
         hold_ms: how long a program may do nothing but wait for a decision before it is stopped and its run parked.
         cwd: the folder that its files are in; its workspace is elsewhere, fresh for each attempt. ``None``: it starts in
             its workspace.
+        sandbox: the wall that it runs behind: ``namespace``, or ``process`` for none; by default what the runtime says.
+        shows: files and folders that it may read behind a wall, beside its folder, its interpreter and what its command names.
+        writes: folders that it may change behind a wall, beside its workspace.
     """
 
     command: tuple[str, ...]
@@ -40,6 +43,9 @@ class Program:
     divergence: Divergence = "ask"
     hold_ms: int = 30_000
     cwd: str | None = None
+    sandbox: Literal["namespace", "process"] | None = None
+    shows: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.command or not all(isinstance(item, str) and item for item in self.command):
@@ -49,6 +55,10 @@ class Program:
         if self.restarts_max < 0 or self.backoff_ms < 0 or self.hold_ms < 1:
             raise DefinitionError(
                 "`restarts_max` and `backoff_ms` must not be negative, `hold_ms` must be 1 or more"
+            )
+        if self.sandbox not in (None, "namespace", "process"):
+            raise DefinitionError(
+                f"the `sandbox` of a program must be `namespace` or `process`, found `{self.sandbox}`"
             )
         if self.divergence not in ("fail", "live", "ask"):
             raise DefinitionError(f"`divergence` must be `fail`, `live` or `ask`, found `{self.divergence}`")

@@ -1,6 +1,6 @@
 """One attempt of a program as a process group: started, watched, stopped, and found again after our own crash.
 
-The process is not walled in: it can reach what this user can.
+Without a wall it can reach what this user can.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import IO
 
 from perdure.core.errors import DefinitionError, UnavailableError
 from perdure.hosting.descendants import KILL_MS, MARK, boot_id, kill_marked, signal_group, started_at
+from perdure.ports import WalledProgram
 
 LINE_BYTES_MAX = 64 * 1024  # a longer line is shown in pieces
 LAST_LINE_BYTES_MAX = (
@@ -54,6 +55,7 @@ class Launch:
     env: Mapping[str, str]
     log: Path
     stdin: bytes = b""
+    wall: WalledProgram | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +172,11 @@ class Process:
         _check(launch)
         loop = asyncio.get_running_loop()
         mark = f"{boot_id()}.{os.getpid()}.{time.monotonic_ns()}"
-        command = (
-            sys.executable,
-            "-I",
-            "-S",
-            str(LAUNCHER),
-            str(os.getpid()),
-            launch.env.get("LC_CTYPE", ""),
-        )
+        if launch.wall is None:
+            launcher: tuple[str, ...] = (sys.executable, "-I", "-S", str(LAUNCHER))
+        else:
+            launcher = launch.wall.launcher
+        command = (*launcher, str(os.getpid()), launch.env.get("LC_CTYPE", ""))
         try:
             # Written before the start: a crash between these lines must not leave a process that no one looks for.
             _write_record(launch, {"boot": boot_id(), "mark": mark})
@@ -192,6 +191,7 @@ class Process:
                 lambda: _Protocol(loop), *command, *launch.command, cwd=launch.cwd,
                 env={**launch.env, MARK: mark}, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE, start_new_session=True,
+                pass_fds=() if launch.wall is None else launch.wall.descriptors,
             )  # fmt: skip
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the command or the environment
             log.close()

@@ -1,14 +1,17 @@
-"""Runs hosted programs: endpoints on a loopback port, a token and a fresh workspace for each attempt, a plain process.
+"""Runs hosted programs: endpoints on a loopback port, a token, a fresh workspace and a wall for each attempt.
 
-The process is not walled in: it runs as this user and can reach what this user can. It gets no keys.
+Behind the wall those endpoints are all that it can reach. As a plain process, where somebody has asked for that, it can reach what
+this user can. Either way it gets no keys.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,16 @@ import uvicorn
 from perdure.agents.hosting import Ended
 from perdure.agents.program import Program
 from perdure.core.entries import Failure
-from perdure.core.errors import UnavailableError
+from perdure.core.errors import SandboxUnavailableError, UnavailableError
 from perdure.core.values import too_large
 from perdure.gateway.hosted import Attempt
 from perdure.hosting.endpoints import Endpoints
+from perdure.hosting.joining import joined, window
 from perdure.hosting.mcp_face import McpFace
 from perdure.hosting.process import Launch, Process, reap
 from perdure.hosting.tokens import Tokens
 from perdure.hosting.workspace import Workspace
-from perdure.ports import Clock, Entropy
+from perdure.ports import Clock, Entropy, ProgramWalls, WalledProgram
 
 STOP_MS = 5_000  # how long a program may take to end after SIGTERM
 HOST = "127.0.0.1"
@@ -50,6 +54,8 @@ class LocalPrograms:
         entropy: makes tokens.
         environment: what programs inherit (no secrets).
         result_bytes_max: the largest result.
+        walls: what programs run behind; without them they are plain processes.
+        usual: the tier of programs that do not say it.
     """
 
     def __init__(
@@ -60,8 +66,12 @@ class LocalPrograms:
         entropy: Entropy,
         environment: Mapping[str, str],
         result_bytes_max: int,
+        walls: ProgramWalls | None = None,
+        usual: str = "process",
     ) -> None:
         self._folder = folder
+        self._walls = walls
+        self._usual = usual
         self._clock = clock
         self._entropy = entropy
         self._tokens = Tokens(entropy)
@@ -122,17 +132,47 @@ class LocalPrograms:
         workspace = await asyncio.to_thread(_fresh, self._folder, run, attempt.number)
         token = self._tokens.issue(attempt)
         try:
-            launch = self._launch(program, workspace, attempt, token, port, given)
-            process = await Process.start(launch, show=show)
-            try:
-                return await self._watch(program, process, workspace, attempt, given, show)
-            finally:
-                attempt.is_over = True
-                self._tokens.revoke(token)
-                await asyncio.shield(process.stop(STOP_MS))
+            async with self._walled(program, workspace, port, attempt) as wall:
+                launch = self._launch(program, workspace, attempt, token, port, given)
+                process = await Process.start(replace(launch, wall=wall), show=show)
+                try:
+                    if wall is not None:
+                        await wall.stand()
+                    return await self._watch(program, process, workspace, attempt, given, show)
+                finally:
+                    attempt.is_over = True
+                    self._tokens.revoke(token)
+                    await asyncio.shield(process.stop(STOP_MS))
         finally:
             self._tokens.revoke(token)
             await asyncio.to_thread(workspace.remove)
+
+    @contextlib.asynccontextmanager
+    async def _walled(
+        self, program: Program, workspace: Workspace, port: int, attempt: Attempt
+    ) -> AsyncIterator[WalledProgram | None]:
+        """The wall of an attempt, with one door: the endpoints, at the same address as outside."""
+        tier = program.sandbox or self._usual
+        if tier == "process":
+            attempt.within = tier
+            yield None
+            return
+        if self._walls is None or self._walls.tier != tier:
+            raise SandboxUnavailableError(f"this runtime has no walls of tier `{tier}` for programs")
+        attempt.within = tier
+
+        async def endpoints(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await joined((reader, writer), await asyncio.open_connection(HOST, port))
+
+        async with self._walls.around(
+            program.command,
+            cwd=str(_folder_of(program, workspace)),
+            path=program.env.get("PATH") or self._environment.get("PATH", os.defpath),
+            shown=program.shows,
+            writable=(str(workspace.root), *(_absolute(each) for each in program.writes)),
+            doors={port: endpoints},
+        ) as wall:
+            yield wall
 
     def _launch(
         self, program: Program, workspace: Workspace, attempt: Attempt, token: str, port: int, given: bytes
@@ -161,7 +201,7 @@ class LocalPrograms:
         }
         if program.kind == "agentcore":
             env.setdefault("PORT", str(free_port()))
-        cwd = Path(program.cwd) if program.cwd else workspace.work
+        cwd = _folder_of(program, workspace)
         return Launch(
             command=program.command, cwd=cwd, env=env, stdin=workspace.write_input(given), log=workspace.log
         )
@@ -203,9 +243,16 @@ class LocalPrograms:
     async def _invoked(
         self, process: Process, attempt: Attempt, given: bytes, show: Callable[[str, Any], None]
     ) -> Ended:
+        inside, wall = int(process.launch.env["PORT"]), process.launch.wall
+        async with contextlib.AsyncExitStack() as stack:
+            where = inside if wall is None else await stack.enter_async_context(window(wall, inside))
+            return await self._asked(process, attempt, given, f"http://{HOST}:{where}", show)
+
+    async def _asked(
+        self, process: Process, attempt: Attempt, given: bytes, base: str, show: Callable[[str, Any], None]
+    ) -> Ended:
         from perdure.hosting.agentcore import invoke
 
-        base = f"http://{HOST}:{process.launch.env['PORT']}"
         asked = asyncio.ensure_future(invoke(base, given, session=attempt.seat.run_id, show=show))
         ended = asyncio.ensure_future(process.wait())
         try:
@@ -228,6 +275,11 @@ class LocalPrograms:
 
 LAST_WORDS_S = 1.0
 TAIL_SHOWN = 2_000  # characters of a failed program's last output in its error
+
+
+def _folder_of(program: Program, workspace: Workspace) -> Path:
+    """Where a program starts."""
+    return Path(program.cwd).absolute() if program.cwd else workspace.work
 
 
 def _fresh(folder: Path, run: str, attempt: int) -> Workspace:
@@ -262,3 +314,7 @@ def free_port() -> int:
         found.bind((HOST, 0))
         port: int = found.getsockname()[1]
         return port
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())

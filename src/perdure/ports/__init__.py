@@ -4,7 +4,7 @@ from perdure.ports.clock import Clock
 from perdure.ports.entropy import Entropy
 from perdure.ports.judge import JudgeAnswer, JudgeLink
 from perdure.ports.models import Answer, Upstreams
-from perdure.ports.sandbox import Door, Sandboxes, Walls
+from perdure.ports.sandbox import Door, ProgramWalls, Sandboxes, WalledProgram, Walls
 from perdure.ports.secrets import Secrets
 from perdure.ports.store import Store, Transaction
 from perdure.ports.telemetry import NullTelemetry, Telemetry
@@ -19,6 +19,7 @@ __all__ = [
     "JudgeLink",
     "NullTelemetry",
     "Probe",
+    "ProgramWalls",
     "Sandboxes",
     "Secrets",
     "Store",
@@ -28,5 +29,6 @@ __all__ = [
     "Transaction",
     "Undo",
     "Upstreams",
+    "WalledProgram",
     "Walls",
 ]

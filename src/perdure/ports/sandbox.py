@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from perdure.core.sandbox import SandboxJob, SandboxLimits, SandboxOutcome, Tier
@@ -71,4 +72,69 @@ class Walls(Protocol):
 
     async def close(self) -> None:
         """Let go of all that were opened."""
+        ...
+
+
+class WalledProgram(Protocol):
+    """A wall for one program that is about to be started."""
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """What is started in place of the command; the process id of whoever starts it, and the command, come after it."""
+        ...
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What it must inherit."""
+        ...
+
+    async def stand(self) -> None:
+        """Wait until the wall stands, and let the program begin.
+
+        Raises:
+            SandboxUnavailableError: it could not be built; the program was not started.
+        """
+        ...
+
+    async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to a port that the program listens on.
+
+        Raises:
+            ConnectionError: nobody listens there.
+        """
+        ...
+
+
+class ProgramWalls(Protocol):
+    """Walls for hosted programs, which live longer than jobs and come with files of their own."""
+
+    @property
+    def tier(self) -> Tier:
+        """The wall that is really in force."""
+        ...
+
+    def around(
+        self,
+        command: tuple[str, ...],
+        *,
+        cwd: str,
+        path: str,
+        shown: Sequence[str],
+        writable: Sequence[str],
+        doors: Mapping[int, Door],
+    ) -> AbstractAsyncContextManager[WalledProgram]:
+        """A wall for a program.
+
+        Args:
+            command: the program and its arguments.
+            cwd: where it starts; shown for reading if it is not among the writable ones.
+            path: where its command is looked for.
+            shown: files and directories that it may read beside the system's and its interpreter's.
+            writable: directories that it may change; they become those of the user that it runs as.
+            doors: the only ways out.
+
+        Raises:
+            SandboxUnavailableError: there are no such walls here.
+            DefinitionError: something that is to be shown is not there.
+        """
         ...

@@ -88,6 +88,7 @@ async def reach(
     programs = None
     if any(agent.program is not None for agent in agents.values()):
         from perdure.hosting.programs import LocalPrograms
+        from perdure.sandboxes.programs import NamespacePrograms
 
         programs = LocalPrograms(
             folder / PROGRAMS,
@@ -95,6 +96,8 @@ async def reach(
             entropy=SystemEntropy(),
             environment=environment_without(os.environ),
             result_bytes_max=settings.payload_bytes_max,
+            walls=NamespacePrograms(),
+            usual=world.sandboxes.programs,
         )
     try:
         yield Outside(gateway, catalogues, programs)

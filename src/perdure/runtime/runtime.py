@@ -116,10 +116,13 @@ class Runtime:
         """
         folder, known, rules = Path(path), register(agents), rules or Rules()
         chosen = settings or settings_from(os.environ)
-        toolsets = [*toolsets, *built_in(sandboxes or SandboxRules(), folder, toolsets)]
+        chosen_walls = sandboxes or SandboxRules()
+        toolsets = [*toolsets, *built_in(chosen_walls, folder, toolsets)]
         own, undoing = AgentsToolset(known), Undoing(toolsets, rules.flow)
         known = {**known, undoing.agent.name: undoing.agent}
-        world = World(upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own)
+        world = World(
+            upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own, sandboxes=chosen_walls
+        )
         async with opened(folder, chosen, beside=beside) as store, contextlib.aclosing(undoing):
             governance, keys = await governance_of(store, folder)
             rulebook = Rulebook(rules, store)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,13 +27,13 @@ class SandboxRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         tiers: that may be used, the usual one first; ``none`` only where it is written here.
         limits: of every use.
-        programs: the tier that hosted programs run in; ``process`` is a plain process.
+        programs: the wall of hosted programs that do not say it themselves; ``process`` is a plain process of this user.
         options: by tier, what its sandboxes are made with.
     """
 
     tiers: tuple[Tier, ...] = ("namespace",)
     limits: SandboxLimits = SandboxLimits()
-    programs: Tier | None = None
+    programs: Literal["namespace", "process"] = "namespace"
     options: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -101,7 +101,7 @@ class Zygote:
         who: dict[str, Any] = {}
         if os.getuid() == 0:  # a user namespace of root's own would still own root's files
             who = {"user": UNPRIVILEGED, "group": UNPRIVILEGED, "extra_groups": []}
-        code = exchange.source([_packed()])
+        code = exchange.source([packed("zygote")])
         arguments = [
             python,
             "-I",
@@ -235,12 +235,12 @@ class Zygote:
         await asyncio.to_thread(self._process.wait)
 
 
-def _packed() -> bytes:
-    """What is executed inside, as one archive in memory: whoever the zygote is may not be able to read where we are."""
+def packed(main: str) -> bytes:
+    """What is executed inside, as one archive that begins with ``main``: whoever it runs as may not be able to read where we are."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         for path in sorted(INSIDE.glob("*.py")):
-            archive.writestr("__main__.py" if path.stem == "zygote" else path.name, path.read_bytes())
+            archive.writestr("__main__.py" if path.stem == main else path.name, path.read_bytes())
     return made.getvalue()
 
 

@@ -74,7 +74,9 @@ def _note(kind: type[e.CallEntry], fields: dict[str, Any]) -> Make:
 
 def _is_final(ended: Ended) -> bool:
     """Whether starting it again cannot help."""
-    return ended.error is not None and ended.error.code in ("definition-invalid", "budget-exhausted")
+    return ended.error is not None and ended.error.code in (
+        "definition-invalid", "budget-exhausted", "sandbox-unavailable",
+    )  # fmt: skip
 
 
 async def _attempt(

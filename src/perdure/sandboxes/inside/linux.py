@@ -25,7 +25,9 @@ DETACH = 2
 DIE_WITH_PARENT, DUMPABLE, DROP_BOUND, NO_NEW_PRIVILEGES, SECCOMP = 1, 4, 24, 38, 22
 CAPABILITIES = 64
 CAPABILITY_VERSION = 0x20080522
-AT_CWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = -100, 0x8000, 442
+AT_CWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
+OPEN_TREE_CLONE, MOVE_FROM_DESCRIPTOR, OTHER_OWNERS = 1, 4, 0x100000
 SIOCSIFFLAGS, IFF_UP_RUNNING = 0x8914, 0x1 | 0x40
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,6 +61,46 @@ def unmount(target: str) -> None:
     _checked(_libc.umount2(_bytes(target), DETACH), f"unmount {target}")
 
 
+def owned_by(inside: int, outside: int) -> int:
+    """A descriptor by which mounts show the files of ``inside`` as those of ``outside`` (user_namespaces(7), mount_setattr(2))."""
+    alive, held = os.pipe()
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(held)
+        unshare(NEW_USER)
+        os.write(told, b"R")
+        os.read(alive, 1)
+        os._exit(0)
+    os.close(told)
+    try:
+        os.read(ready, 1)
+        for name in ("uid_map", "gid_map"):
+            with open(f"/proc/{child}/{name}", "w") as file:
+                file.write(f"{inside} {outside} 1")
+        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        for descriptor in (alive, held, ready):
+            os.close(descriptor)
+        os.waitpid(child, 0)
+
+
+def bind_as(source: str, target: str, flags: int, owners: int) -> bool:
+    """Show a part of the host with other owners; whether its file system knows how to."""
+    tree = _libc.syscall(SYS_OPEN_TREE, AT_CWD, _bytes(source), OPEN_TREE_CLONE | AT_RECURSIVE)
+    _checked(tree, f"open {source}")
+    try:
+        attributes = struct.pack("QQQQ", flags | OTHER_OWNERS, 0, 0, owners)
+        given = (tree, b"", AT_RECURSIVE | AT_EMPTY_PATH, attributes, len(attributes))
+        if _libc.syscall(SYS_MOUNT_SETATTR, *given) < 0:
+            return False
+        result = _libc.syscall(SYS_MOVE_MOUNT, tree, b"", AT_CWD, _bytes(target), MOVE_FROM_DESCRIPTOR)
+        _checked(result, f"mount {source} at {target}")
+        return True
+    finally:
+        os.close(tree)
+
+
 def bind_read_only(source: str, target: str) -> None:
     """Show a part of the host at another place, with everything below it, for reading only."""
     mount(source, target, None, BIND | RECURSIVE)
@@ -69,7 +111,13 @@ def bind_read_only(source: str, target: str) -> None:
     _checked(result, f"make {target} read-only")
 
 
-def pivot(target: str) -> None:
+def pivot(target: str, old: str) -> None:
+    """Make a mount the root; the old one is seen at ``old`` then."""
+    _checked(_libc.pivot_root(_bytes(target), _bytes(old)), "pivot_root")
+    os.chdir("/")
+
+
+def leave_for(target: str) -> None:
     """Make a mount the root, and let go of the old one."""
     os.chdir(target)
     _checked(_libc.pivot_root(b".", b"."), "pivot_root")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import linux
 
 PLACE = "/tmp"  # any directory that is there on every host; it is covered by a mount that nobody else sees
+UNPRIVILEGED = 65_534  # who is inside where root is outside
+OLD, NEW = "/old", "/new"  # where the host and the sandbox are while one becomes the other
+PROGRAMS = ("/bin", "/sbin", "/lib", "/lib64")
 SHOWN = ("ld.so.cache", "ssl/certs", "alternatives", "localtime")  # of /etc: what programs cannot do without
 FILES = {
     "passwd": "root:x:0:0::/:/usr/sbin/nologin\nagent:x:1000:1000::/workspace:/bin/sh\n",
@@ -25,59 +29,98 @@ LINKS = {
 }
 
 
-def build(read_only: list[str]) -> None:
+def build(
+    read_only: list[str], writable: Sequence[str] = (), *, disk_bytes: int = 0, owners: int = -1
+) -> None:
     """Make the root of this mount namespace and move into it.
 
     Args:
-        read_only: further directories of the host that are shown, such as an interpreter's.
+        read_only: further files and directories of the host that are shown, such as an interpreter's.
+        writable: directories of the host that are shown as they are.
+        disk_bytes: of ``/tmp``, where that is to be writable.
+        owners: as whose the files beside the system's are shown, where their file system knows how to (``linux.owned_by``).
     """
+    programs = _programs()
+    shown = {path: os.path.realpath(path) for path in ("/usr", *programs, *read_only)}
+    settings = {
+        f"/etc/{name}": os.path.realpath(f"/etc/{name}") for name in SHOWN if os.path.exists(f"/etc/{name}")
+    }
+    changed = {path: os.path.realpath(path) for path in writable}
     linux.mount(None, "/", None, linux.RECURSIVE | linux.PRIVATE)
     linux.mount("tmpfs", PLACE, "tmpfs", linux.NO_SETUID | linux.NO_DEVICES, "mode=755,size=4m")
-    new = f"{PLACE}/new"
-    os.mkdir(new)
-    linux.mount("tmpfs", new, "tmpfs", linux.NO_SETUID | linux.NO_DEVICES, "mode=755,size=4m")
+    os.mkdir(PLACE + OLD)
+    os.mkdir(PLACE + NEW)
+    linux.pivot(PLACE, PLACE + OLD)  # now nothing of the host is hidden by what we mount
+    linux.mount("tmpfs", NEW, "tmpfs", linux.NO_SETUID | linux.NO_DEVICES, "mode=755,size=4m")
     for name in ("usr", "proc", "dev", "workspace", "tmp", "etc", "run", "sys"):
-        os.mkdir(f"{new}/{name}")
-    _show_programs(new, read_only)
-    _make_etc(new)
-    _make_devices(new)
+        os.mkdir(f"{NEW}/{name}")
+    if disk_bytes:
+        options = f"size={disk_bytes},mode=1777"
+        linux.mount("tmpfs", f"{NEW}/tmp", "tmpfs", linux.NO_SETUID | linux.NO_DEVICES, options)
+    for path, source in {**shown, **settings}.items():
+        _show(path, source, owners if path in read_only else -1)
+    for path, source in changed.items():
+        os.makedirs(NEW + path, exist_ok=True)
+        if owners >= 0 and linux.bind_as(
+            OLD + source, NEW + path, linux.NO_SETUID | linux.NO_DEVICES, owners
+        ):
+            continue
+        if owners >= 0:
+            _give(OLD + source)
+        linux.mount(OLD + source, NEW + path, None, linux.BIND)
+        linux.mount(None, NEW + path, None, linux.REMOUNT | linux.BIND | linux.NO_SETUID | linux.NO_DEVICES)
+    _make_etc()
+    _make_devices()
     # A user namespace may mount proc only while a whole one can be seen, so before the old root goes.
-    linux.mount("proc", f"{new}/proc", "proc", linux.NO_SETUID | linux.NO_DEVICES | linux.NO_EXECUTION)
-    linux.pivot(new)
+    linux.mount(
+        "proc",
+        f"{NEW}/proc",
+        "proc",
+        linux.NO_SETUID | linux.NO_DEVICES | linux.NO_EXECUTION,
+        "hidepid=2,subset=pid",
+    )
+    linux.leave_for(NEW)
     flags = linux.REMOUNT | linux.BIND | linux.READ_ONLY | linux.NO_SETUID | linux.NO_DEVICES
     linux.mount(None, "/", None, flags)
 
 
-def _show_programs(new: str, read_only: list[str]) -> None:
-    for name in ("bin", "sbin", "lib", "lib64"):
-        if os.path.islink(f"/{name}"):
-            os.symlink(os.readlink(f"/{name}"), f"{new}/{name}")
-        elif os.path.isdir(f"/{name}"):
-            os.mkdir(f"{new}/{name}")
-            linux.bind_read_only(f"/{name}", f"{new}/{name}")
-    for path in ("/usr", *read_only):
-        os.makedirs(new + path, exist_ok=True)
-        linux.bind_read_only(path, new + path)
+def _programs() -> list[str]:
+    """The directories of programs that are not links into ``/usr``."""
+    return [path for path in PROGRAMS if os.path.isdir(path) and not os.path.islink(path)]
 
 
-def _make_etc(new: str) -> None:
-    for name in SHOWN:
-        source, target = f"/etc/{name}", f"{new}/etc/{name}"
-        if not os.path.exists(source):
-            continue
-        if os.path.isdir(source):
-            os.makedirs(target)
-        else:
-            open(target, "w").close()
-        linux.bind_read_only(source, target)
+def _show(path: str, source: str, owners: int) -> None:
+    target = NEW + path
+    if os.path.isdir(OLD + source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        open(target, "a").close()
+    quiet = linux.READ_ONLY | linux.NO_SETUID | linux.NO_DEVICES
+    if owners < 0 or not linux.bind_as(OLD + source, target, quiet, owners):
+        linux.bind_read_only(OLD + source, target)
+
+
+def _give(folder: str) -> None:
+    """Make a folder that of the user inside, where it cannot be shown as such. Links are not followed."""
+    os.chown(folder, UNPRIVILEGED, UNPRIVILEGED, follow_symlinks=False)
+    for place, names, files in os.walk(folder):
+        for name in (*names, *files):
+            os.chown(f"{place}/{name}", UNPRIVILEGED, UNPRIVILEGED, follow_symlinks=False)
+
+
+def _make_etc() -> None:
+    for path in PROGRAMS:
+        if os.path.islink(OLD + path):
+            os.symlink(os.readlink(OLD + path), NEW + path)
     for name, text in FILES.items():
-        with open(f"{new}/etc/{name}", "w") as file:
+        with open(f"{NEW}/etc/{name}", "w") as file:
             file.write(text)
 
 
-def _make_devices(new: str) -> None:
+def _make_devices() -> None:
     for name in DEVICES:
-        open(f"{new}/dev/{name}", "w").close()
-        linux.mount(f"/dev/{name}", f"{new}/dev/{name}", None, linux.BIND)
+        open(f"{NEW}/dev/{name}", "w").close()
+        linux.mount(f"{OLD}/dev/{name}", f"{NEW}/dev/{name}", None, linux.BIND)
     for name, target in LINKS.items():
-        os.symlink(target, f"{new}/dev/{name}")
+        os.symlink(target, f"{NEW}/dev/{name}")

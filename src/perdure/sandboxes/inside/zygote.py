@@ -46,6 +46,7 @@ def main() -> None:
         os._exit(0)
     linux.control(linux.DIE_WITH_PARENT, signal.SIGKILL)
     os.setsid()
+    os.umask(0o022)
     root.build(config["read_only"])
     own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     nowhere = os.open("/dev/null", os.O_RDWR)
@@ -91,4 +92,5 @@ def _tell(channel: socket.socket) -> None:
         pass  # nobody listens any more
 
 
-main()
+if __name__ == "__main__":
+    main()

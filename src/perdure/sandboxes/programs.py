@@ -1,0 +1,194 @@
+"""Walls of namespaces around hosted programs: one for each attempt, with doors to the gateway and nowhere else."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from perdure.core.errors import DefinitionError, SandboxUnavailableError
+from perdure.core.sandbox import SandboxLimits, Tier
+from perdure.ports import Door
+from perdure.sandboxes import exchange
+from perdure.sandboxes.doors import Doors
+from perdure.sandboxes.seccomp import program
+from perdure.sandboxes.zygotes import packed
+
+READY_S = 20.0  # for a wall to be built, on a busy machine
+MESSAGE_BYTES_MAX = 131_072
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64")  # shown to every program
+LIMITS = SandboxLimits(processes=512, disk_bytes=512 << 20, network_bytes=1 << 40)
+
+
+class NamespacePrograms:
+    """Implements ``ProgramWalls``.
+
+    Args:
+        limits: of each program: processes, what it may write to ``/tmp``, bytes through its doors.
+    """
+
+    tier: Tier = "namespace"
+
+    def __init__(self, limits: SandboxLimits | None = None) -> None:
+        self._limits = limits or LIMITS
+
+    @contextlib.asynccontextmanager
+    async def around(
+        self,
+        command: tuple[str, ...],
+        *,
+        cwd: str,
+        path: str,
+        shown: Sequence[str],
+        writable: Sequence[str],
+        doors: Mapping[int, Door],
+    ) -> AsyncIterator[Walled]:
+        """A wall for a program (see the port)."""
+        if sys.platform != "linux":
+            raise SandboxUnavailableError(
+                f"walls of namespaces are a thing of Linux, this is {sys.platform}; to run programs as plain processes, "
+                'write `programs = "process"` into `[sandbox]`'
+            )
+        read_only = sorted({*_needed(command, cwd, path), *map(_present, shown)})
+        read_only = [each for each in read_only if not _is_below(each, (*SYSTEM, *writable))]
+        config = {
+            "read_only": read_only, "writable": list(writable), "cwd": cwd, "ports": sorted(doors), "filter": program().hex(),
+            "processes": self._limits.processes, "disk_bytes": self._limits.disk_bytes,
+        }  # fmt: skip
+        walled = Walled(config, Doors(doors, self._limits.network_bytes, lambda: None))
+        try:
+            yield walled
+        finally:
+            await walled.close()
+
+
+class Walled:
+    """Implements ``WalledProgram``."""
+
+    def __init__(self, config: Mapping[str, object], doors: Doors) -> None:
+        self._doors = doors
+        self._control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)  # noqa: FBT003 - the standard library's own
+        self._code = exchange.source([packed("program")])
+        self._connecting = asyncio.Lock()
+        data = json.dumps(config).encode()
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise DefinitionError("a program is shown too many files; name the folders that they are in")
+        self._control.send(data)
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """What is started in place of the command."""
+        theirs = str(self._theirs.fileno())
+        return (sys.executable, "-I", "-S", "-B", f"/proc/self/fd/{self._code}", theirs)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What it must inherit."""
+        return (self._theirs.fileno(), self._code)
+
+    async def stand(self) -> None:
+        """Wait until the wall stands, and let the program begin (see the port)."""
+        self._let_go()
+        data, found = await self._answer()
+        if data[:1] != b"R" or len(found) != len(self._doors.ports):
+            for descriptor in found:
+                os.close(descriptor)
+            text = data[1:].decode(errors="replace").strip().rsplit("\n", 1)[-1]
+            raise SandboxUnavailableError(
+                f"the wall around the program could not be built: {text or 'it ended at once'}; `perdure sandbox doctor` says "
+                'what is missing, and `programs = "process"` in `[sandbox]` runs programs without a wall'
+            )
+        await self._doors.serve(found)
+        self._control.send(b"G")
+
+    async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to a port that the program listens on (see the port)."""
+        async with self._connecting:
+            self._control.send(str(port).encode())
+            data, found = await self._answer()
+        if data != b"C" or len(found) != 1:
+            raise ConnectionRefusedError(f"the program does not listen on port {port}")
+        return await asyncio.open_connection(sock=socket.socket(fileno=found[0]))
+
+    async def _answer(self) -> tuple[bytes, list[int]]:
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._control, ready.set)
+        try:
+            async with asyncio.timeout(READY_S):
+                await ready.wait()
+        except TimeoutError:
+            return b"", []
+        finally:
+            loop.remove_reader(self._control)
+        try:
+            data, ancillary, _, _ = self._control.recvmsg(
+                MESSAGE_BYTES_MAX, socket.CMSG_LEN(4 * max(1, len(self._doors.ports)))
+            )
+        except ConnectionError:
+            return b"", []
+        found = array.array("i")
+        for _, _, part in ancillary:
+            found.frombytes(part[: len(part) - len(part) % 4])
+        return data, list(found)
+
+    def _let_go(self) -> None:
+        """Our copies of what the launcher has inherited: with them it would never be seen to end."""
+        self._theirs.close()
+        code, self._code = self._code, -1
+        if code >= 0:
+            os.close(code)
+
+    async def close(self) -> None:
+        """Close the doors; the process ends with whoever started it."""
+        self._let_go()
+        self._control.close()
+        await self._doors.close()
+
+
+def _needed(command: tuple[str, ...], cwd: str, path: str) -> Iterator[str]:
+    """What a program cannot do without: its folder, its interpreter with its libraries, and the files that it is told of."""
+    if _is_narrow(Path(cwd)):
+        yield cwd
+    found = str(Path(cwd, command[0])) if os.sep in command[0] else shutil.which(command[0], path=path)
+    if found:
+        for each in _steps(Path(found)):
+            prefix = each.parent.parent if each.parent.name == "bin" else each.parent
+            yield str(prefix if _is_narrow(prefix) else each)
+    for word in command[1:]:
+        place = Path(cwd, word)
+        if "/" in word and place.is_file() and not _is_below(str(place), (cwd,)):
+            yield str(place.parent if _is_narrow(place.parent) else place)
+
+
+def _steps(path: Path) -> Iterator[Path]:
+    """A path, and where its links lead, step by step."""
+    for _ in range(16):
+        yield path
+        if not path.is_symlink():
+            break
+        path = path.parent / path.readlink()
+    yield path.resolve()
+
+
+def _is_narrow(folder: Path) -> bool:
+    """Whether showing a folder shows a program's files, and not those of a whole user or machine."""
+    return len(folder.resolve().parts) > 2 and folder.resolve() != Path.home().resolve()
+
+
+def _present(path: str) -> str:
+    found = Path(path).absolute()
+    if not found.exists():
+        raise DefinitionError(f"`{path}` is to be shown to a program and is not there")
+    return str(found)
+
+
+def _is_below(path: str, folders: Sequence[str]) -> bool:
+    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
