@@ -21,13 +21,19 @@ WAIT_S = 30
 ROOT = Path(__file__).parents[2]
 
 HOST = """
-import asyncio, os, sys
+import asyncio, os, sys, threading, time
 from pathlib import Path
 from perdure import Runtime
 from tests.hosting.desk import TRIP, Provider, program
 from tests.hosting.test_kills import tools
 folder, port, dying = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "dying"
 provider = Provider(); provider.port = port
+def kill():
+    while not (folder / "kill-the-runtime").exists():
+        time.sleep(0.002)
+    (folder / "kill-the-runtime").unlink()
+    os.kill(os.getpid(), 9)
+threading.Thread(target=kill, daemon=True).start()
 async def main():
     where = f"WHERE, WHOM = {str(folder)!r}, {'' if dying else 'runtime'!r}\\n"
     agent = program(folder, where + TRIP, tools=tools(folder, dying=dying))

@@ -85,11 +85,13 @@ async def test_a_token_is_worth_nothing_at_another_runtime(tmp_path: Path, provi
         tmp_path,
         f"{TRIES}\nopen({str(places)!r}, 'w').write(KEY + ' ' + MODEL_URL + '\\n')\nwait_for({str(done)!r})\ngive(ask('x')[0])",
         name="first",
+        sandbox="process",  # behind a wall neither could reach the other runtime at all
     )
     second = program(
         tmp_path,
         f"{TRIES}\nkey, url = json.loads(input())\ngive([tried(key), tried(KEY, url), ask('x')[0]])",
         name="second",
+        sandbox="process",
     )
     upstreams = [provider.upstream()]
     async with (

@@ -20,6 +20,7 @@ import uvicorn
 
 from perdure.agents.hosting import Ended
 from perdure.agents.program import Program
+from perdure.core.audit import AuditRecord
 from perdure.core.entries import Failure
 from perdure.core.errors import SandboxUnavailableError, UnavailableError
 from perdure.core.values import too_large
@@ -138,6 +139,7 @@ class LocalPrograms:
                 try:
                     if wall is not None:
                         await wall.stand()
+                    _record(attempt)
                     return await self._watch(program, process, workspace, attempt, given, show)
                 finally:
                     attempt.is_over = True
@@ -275,6 +277,16 @@ class LocalPrograms:
 
 LAST_WORDS_S = 1.0
 TAIL_SHOWN = 2_000  # characters of a failed program's last output in its error
+
+
+def _record(attempt: Attempt) -> None:
+    """Note in the audit log which wall an attempt runs behind."""
+    seat = attempt.seat
+    record = AuditRecord(
+        kind="sandbox", at_ms=seat.now_ms(), run=seat.run_id, agent=seat.agent, name="program", tier=attempt.within,
+        refs={"attempt": str(attempt.number)},
+    )  # fmt: skip
+    seat.later(lambda tx: tx.audit(record))
 
 
 def _folder_of(program: Program, workspace: Workspace) -> Path:

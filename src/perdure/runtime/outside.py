@@ -91,7 +91,7 @@ async def reach(
         from perdure.sandboxes.programs import NamespacePrograms
 
         programs = LocalPrograms(
-            folder / PROGRAMS,
+            (folder / PROGRAMS).absolute(),
             clock=SystemClock(),
             entropy=SystemEntropy(),
             environment=environment_without(os.environ),

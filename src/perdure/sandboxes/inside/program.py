@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 import landlock
 import linux
@@ -49,6 +49,7 @@ def main() -> None:
     except OSError as error:
         control.send(b"E" + str(error).encode())
         os._exit(FAILED)
+    nowhere = os.open("/dev/null", os.O_RDWR)  # before the root changes, which it does for all of us
     alive, held = os.pipe()
     told, tell = os.pipe()
     first = os.fork()
@@ -56,14 +57,14 @@ def main() -> None:
         os.close(held)
         os.close(told)
         try:
-            _first(control, config, command, alive, tell, owners)
+            _first(_Ends(control, alive, tell, nowhere), config, command, owners)
         except BaseException:
             control.send(b"E" + traceback.format_exc().encode()[-2_000:])
         os._exit(FAILED)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # they are the program's; whoever sent them sent them to it too
     control.close()
-    _forget_streams()
+    _forget_streams(nowhere)
     for descriptor in (alive, tell):
         os.close(descriptor)
     os.waitpid(first, 0)
@@ -81,40 +82,65 @@ def _end_like(code: int) -> None:
     os._exit(code & 255)
 
 
-def _forget_streams() -> None:
-    nowhere = os.open("/dev/null", os.O_RDWR)
+def _forget_streams(nowhere: int) -> None:
+    """They are the program's: who holds them as well keeps others waiting for their end."""
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
-def _first(
-    control: socket.socket,
-    config: dict[str, Any],
-    command: list[str],
-    alive: int,
-    tell: int,
-    owners: int,
-) -> None:
+class _Ends(NamedTuple):
+    """What the first process has of the outer one."""
+
+    control: socket.socket
+    alive: int  # has an end when the outer one is gone
+    tell: int
+    nowhere: int
+
+
+def _first(ends: _Ends, config: dict[str, Any], command: list[str], owners: int) -> None:
+    """Build the wall, say ``R``, start the program at ``G``, and tell how it ended."""
     mask = os.umask(0o022)  # the directories on the way to what is shown are everybody's
     root.build(config["read_only"], config["writable"], disk_bytes=config["disk_bytes"], owners=owners)
-    if owners >= 0:
-        os.close(owners)
     linux.set_hostname("sandbox")
     linux.raise_loopback()
     listeners = _listen(config["ports"])
-    uid, gid = os.getuid(), os.getgid()
-    if owners >= 0:  # as root
+    _give_up_rights(ends, config, is_root=owners >= 0)
+    os.umask(mask)
+    os.chdir(config["cwd"])
+    reading, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    linux.send(ends.control, b"R", [listener.fileno() for listener in listeners])
+    for listener in listeners:
+        listener.close()
+    if ends.control.recv(1) != b"G":
+        os._exit(FAILED)
+    program = os.fork()
+    if program == 0:
+        signal.set_wakeup_fd(-1)
+        os.closerange(3, sandbox.DESCRIPTORS_MAX)
+        _become(command)
+    linux.control(linux.DUMPABLE, 0)  # the program cannot look into this process
+    _forget_streams(ends.nowhere)
+    code = _until_ended(program, ends.control, reading)
+    _end_everything()
+    os.write(ends.tell, str(code).encode())
+    os._exit(0)
+
+
+def _give_up_rights(ends: _Ends, config: dict[str, Any], *, is_root: bool) -> None:
+    uid = gid = sandbox.UID
+    if is_root:
         os.setgroups([])
         os.setresgid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
         os.setresuid(UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED)
         uid = gid = UNPRIVILEGED
         linux.control(linux.DUMPABLE, 1)  # taken away with the rights; needed to write our own maps
-    else:
-        uid = gid = sandbox.UID
     linux.control(linux.DIE_WITH_PARENT, signal.SIGKILL)
-    if select.select([alive], [], [], 0)[0]:  # the outer one died before the kernel was asked
+    if select.select([ends.alive], [], [], 0)[0]:  # the outer one died before the kernel was asked
         os._exit(FAILED)
-    os.close(alive)
     linux.become(0, sandbox.UID, uid, gid)
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
@@ -127,30 +153,6 @@ def _first(
     if known := landlock.version():
         landlock.restrict(known, ("/tmp", *config["writable"]), "/dev")
     linux.install_filter(bytes.fromhex(config["filter"]))
-    os.umask(mask)
-    os.chdir(config["cwd"])
-    reading, woken = os.pipe()
-    os.set_blocking(woken, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    linux.send(control, b"R", [listener.fileno() for listener in listeners])
-    for listener in listeners:
-        listener.close()
-    if control.recv(1) != b"G":
-        os._exit(FAILED)
-    program = os.fork()
-    if program == 0:
-        signal.set_wakeup_fd(-1)
-        for descriptor in (reading, woken, tell):
-            os.close(descriptor)
-        control.close()
-        _become(command)
-    linux.control(linux.DUMPABLE, 0)  # the program cannot look into this process
-    _forget_streams()
-    code = _until_ended(program, control, reading)
-    _end_everything()
-    os.write(tell, str(code).encode())
-    os._exit(0)
 
 
 def _listen(ports: list[int]) -> list[socket.socket]:
