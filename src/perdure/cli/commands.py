@@ -16,6 +16,7 @@ from perdure.cli.governance_commands import approvals, contain, keys, kill, undo
 from perdure.cli.options import DATA, After, Config, Data, Json, Otel
 from perdure.cli.output import Out
 from perdure.cli.policy_commands import policy
+from perdure.cli.sandbox_commands import sandbox, workspace
 
 STATUS = Literal[
     "pending", "queued", "running", "waiting", "blocked", "completed", "failed", "cancelled", "unfinished"
@@ -40,7 +41,20 @@ app.command(exec_, name="exec")
 app.command(runs)
 runs.command(undo)
 app.command(kill)
-for _group in (actions, budgets, tools, models, approvals, keys, contain, conduct, audit, policy):
+for _group in (
+    actions,
+    budgets,
+    tools,
+    models,
+    approvals,
+    keys,
+    contain,
+    conduct,
+    audit,
+    policy,
+    sandbox,
+    workspace,
+):
     app.command(_group)
 app.command(schedules)
 

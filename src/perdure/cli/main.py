@@ -83,6 +83,13 @@ Govern:
   audit rotate-key          Let a new key sign the log from now on.
   audit erase SUBJECT       Destroy the encrypted details about somebody.
 
+Sandboxes:
+  sandbox doctor            Which walls can be had here, and how to get others.
+  sandbox run FILE          Execute a Python file in a fresh sandbox.
+  workspace list RUN        The files of a run.
+  workspace get RUN NAME    One of them.
+  workspace history RUN     What actions have done to them.
+
 Operate:
   backup TARGET             Copy the database, also while a process works on it.
   doctor                    Check the installation and the data directory.

@@ -18,6 +18,7 @@ from perdure.core.sandbox import SandboxLimits, Tier
 from perdure.ports import Door
 from perdure.sandboxes import exchange
 from perdure.sandboxes.doors import Doors
+from perdure.sandboxes.hints import why_not
 from perdure.sandboxes.seccomp import program
 from perdure.sandboxes.zygotes import packed
 
@@ -103,7 +104,7 @@ class Walled:
                 os.close(descriptor)
             text = data[1:].decode(errors="replace").strip().rsplit("\n", 1)[-1]
             raise SandboxUnavailableError(
-                f"the wall around the program could not be built: {text or 'it ended at once'}; `perdure sandbox doctor` says "
+                f"the wall around the program could not be built: {why_not(text or 'it ended at once')}; `perdure sandbox doctor` says "
                 'what is missing, and `programs = "process"` in `[sandbox]` runs programs without a wall'
             )
         await self._doors.serve(found)

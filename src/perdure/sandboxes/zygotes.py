@@ -22,6 +22,7 @@ from perdure.core.errors import SandboxUnavailableError
 from perdure.core.sandbox import SandboxLimits
 from perdure.sandboxes import exchange
 from perdure.sandboxes.cgroups import Cgroups, Group
+from perdure.sandboxes.hints import why_not
 from perdure.sandboxes.seccomp import program
 
 INSIDE = Path(__file__).parent / "inside"
@@ -167,6 +168,7 @@ class Zygote:
         self.problem = said.decode(errors="replace").strip().rsplit("\n", 1)[-1] or "the zygote ended"
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
+        self.problem = why_not(self.problem)
         error = SandboxUnavailableError(f"no sandbox can be made: {self.problem}")
         if not self._hello.done():
             self._hello.set_exception(error)
