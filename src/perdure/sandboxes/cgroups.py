@@ -18,7 +18,8 @@ from perdure.core.sandbox import SandboxLimits
 
 ROOT = Path("/sys/fs/cgroup")
 CONTROLLERS = ("memory", "pids", "cpu")
-PERIOD_US = 100_000
+PERIOD_US = 20_000  # short: whoever has used up its share must not hold a processor for long before that
+WEIGHT, SHARES = "20", "205"  # a fifth of what a process outside gets when both want a processor
 REMOVALS_MAX, REMOVAL_S = (
     50,
     0.02,
@@ -130,12 +131,13 @@ class Cgroups:
             place = group.places[0]
             return [
                 (place, "memory.max", memory), (place, "memory.swap.max", "0"), (place, "memory.oom.group", "1"),
-                (place, "pids.max", processes), (place, "cpu.max", f"{share} {PERIOD_US}"),
+                (place, "pids.max", processes), (place, "cpu.max", f"{share} {PERIOD_US}"), (place, "cpu.weight", WEIGHT),
             ]  # fmt: skip
         by_name = {place.parent.parent.name: place for place in group.places}
         return [
             (by_name["memory"], "memory.limit_in_bytes", memory), (by_name["memory"], "memory.swappiness", "0"),
-            (by_name["pids"], "pids.max", processes), (by_name["cpu"], "cpu.cfs_quota_us", share),
+            (by_name["pids"], "pids.max", processes), (by_name["cpu"], "cpu.cfs_period_us", str(PERIOD_US)),
+            (by_name["cpu"], "cpu.cfs_quota_us", share), (by_name["cpu"], "cpu.shares", SHARES),
         ]  # fmt: skip
 
     def leave(self, group: Group) -> None:
