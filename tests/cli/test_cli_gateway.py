@@ -161,6 +161,23 @@ def test_exec_runs_a_program_and_shows_its_output(folder: Path) -> None:
     assert {"stdout": "key prd-run-"} in [json.loads(line) for line in out.splitlines()]
 
 
+def test_exec_goes_by_the_policies_of_the_configuration(folder: Path) -> None:
+    (folder / "policies").mkdir()
+    (folder / "policies" / "none.cedar").write_text("forbid (principal, action, resource);\n")
+    (folder / "perdure.toml").write_text(
+        '[governance]\npolicies = "policies"\n[[upstreams]]\nname = "u"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
+    )
+    code = """
+import os, urllib.error, urllib.request
+asked = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", b'{"model": "m", "messages": []}',
+    {"authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "content-type": "application/json"})
+try: urllib.request.urlopen(asked)
+except urllib.error.HTTPError as error: print(error.headers["x-perdure-code"])
+"""
+    out = perdure(folder, "exec", "--json", "--", sys.executable, "-S", "-c", code)
+    assert json.loads(out.splitlines()[-1])["result"] == "action-denied"
+
+
 # -- the drawing
 def row(call: int, state: ActionState, *, unpriced: int = 0) -> ActionRecord:
     return ActionRecord(

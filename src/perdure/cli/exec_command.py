@@ -30,12 +30,15 @@ def exec_(
     restarts: int = 3,
     cwd: Path | None = None,
     env: list[str] | None = None,
+    sandbox: Literal["namespace", "process"] | None = None,
+    show: list[Path] | None = None,
+    write: list[Path] | None = None,
     json: Json = False,
 ) -> int:
     """Run an unmodified program as an agent: `perdure exec -- python agent.py`.
 
     Its model and tool calls go through the gateway. Killed, it is started again and answered from the journal up to
-    where it was. It is a plain process of this user: there is no wall around it yet.
+    where it was. It runs behind a wall whose one door is the gateway, and may read its folder and what its command names.
 
     Args:
         command: The program and its arguments, after `--`.
@@ -55,6 +58,9 @@ def exec_(
         cwd: The folder to start it in; by default this one.
         env: NAME=VALUE for the program, or NAME to hand on a variable of this shell; others than the harmless ones are
             not handed on. May be given more than once.
+        sandbox: The wall around it: `namespace`, or `process` for none; by default what the configuration says.
+        show: A file or folder that it may read as well; may be given more than once.
+        write: A folder that it may change, beside its workspace; may be given more than once.
     """
     from perdure.cli.hosting import Hosting, execute
 
@@ -62,5 +68,6 @@ def exec_(
         command=command, data=data, agent=agent, resume=resume, replay=replay, input=input, config=config,
         mcp=mcp or (), upstream=upstream, usd=usd, tokens=tokens, calls=calls, hold=hold, divergence=divergence,
         kind=kind, restarts=restarts, cwd=cwd, env=env or (),
+        sandbox=sandbox, show=show or (), write=write or (),
     )  # fmt: skip
     return execute(asked, Out(json))

@@ -7,10 +7,10 @@ import hashlib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -61,6 +61,9 @@ class Hosting:
     restarts: int = 3
     cwd: Path | None = None
     env: Sequence[str] = ()
+    sandbox: Literal["namespace", "process"] | None = None
+    show: Sequence[Path] = ()
+    write: Sequence[Path] = ()
 
 
 def execute(asked: Hosting, out: Out) -> int:
@@ -75,14 +78,9 @@ async def _execute(asked: Hosting, out: Out) -> int:
     agent = _agent(world, kept)
     with signals() as stop:
         opened = Runtime.open(
-            asked.data,
-            agents=[agent],
-            upstreams=world.upstreams,
-            toolsets=world.toolsets,
-            secrets=world.secrets,
-            rules=world.rules,
-            sandboxes=world.sandboxes,
-        )
+            asked.data, agents=[agent], upstreams=world.upstreams, toolsets=world.toolsets, secrets=world.secrets,
+            rules=world.rules, sandboxes=world.sandboxes,
+        )  # fmt: skip
         async with opened as runtime:
             if asked.replay is not None:
                 return await _replay(runtime, asked.replay, out)
@@ -229,7 +227,7 @@ def _world(asked: Hosting) -> World:
             Upstream(name="upstream-anthropic", base_url=base, wire="anthropic", key=_key(secrets)),
         ]
     toolsets = [*world.toolsets, *(_toolset(item) for item in asked.mcp)]
-    return World(upstreams=upstreams, toolsets=toolsets, secrets=secrets)
+    return replace(world, upstreams=upstreams, toolsets=toolsets, secrets=secrets)
 
 
 def _key(secrets: LocalSecrets) -> str:
@@ -258,7 +256,7 @@ def _agent(world: World, kept: Kept) -> Agent:
     tools = [item.name for item in world.toolsets]
     return process(
         kept.agent, kept.command, tools=tools, kind=kept.kind, divergence=kept.divergence,
-        restarts_max=kept.restarts, cwd=kept.cwd, env=kept.env,
+        restarts_max=kept.restarts, cwd=kept.cwd, env=kept.env, sandbox=kept.sandbox, shows=kept.shows, writes=kept.writes,
     )  # fmt: skip
 
 
@@ -272,6 +270,9 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     divergence: Divergence
     restarts: int
+    sandbox: Literal["namespace", "process"] | None = None
+    shows: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
 
 def given(asked: Hosting) -> Kept:
@@ -303,7 +304,14 @@ def given(asked: Hosting) -> Kept:
         kind=cast(Kind, asked.kind),
         divergence=cast(Divergence, asked.divergence),
         restarts=asked.restarts,
+        sandbox=asked.sandbox or (before.sandbox if before else None),
+        shows=_absolute(asked.show) or (before.shows if before else ()),
+        writes=_absolute(asked.write) or (before.writes if before else ()),
     )
+
+
+def _absolute(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(str(path.absolute()) for path in paths)
 
 
 def named(command: Sequence[str]) -> str:

@@ -190,8 +190,7 @@ class Gateway:
     async def conclude(self, seat: Seat, act: Act, outcome: Outcome) -> e.CallEntry:
         """Record an outcome; durable on return."""
         seen = None if seat.memory is None else seat.memory.seen
-        if act.within and not outcome.tier:
-            outcome = replace(outcome, tier=act.within)
+        outcome = replace(outcome, tier=outcome.tier or act.within)
         if seen is not None:
             outcome = replace(outcome, labels=seen.labels_of_outcome(act, outcome))
         entry = await seat.write(
@@ -397,6 +396,5 @@ async def _in_turn(seat: Seat, judged: Callable[[], Awaitable[e.CallEntry]]) -> 
 
 def lost(error: PerdureError) -> Outcome:
     """The outcome of a model request that counts as not made."""
-    failure = e.Failure(code=error.code, message=error.message[:ERROR_TEXT_MAX])
     state = S.LOST if isinstance(error, UnavailableError) else S.FAILED
-    return Outcome(state, Spend(), error=failure)
+    return Outcome(state, Spend(), error=e.Failure(code=error.code, message=error.message[:ERROR_TEXT_MAX]))

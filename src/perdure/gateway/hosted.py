@@ -65,8 +65,7 @@ class Attempt:
         self.divergence: Divergence = divergence
         self.is_over = False
         self.within = ""  # the wall around the program, as whoever runs it has found it
-        self.waiting = 0  # requests that only a decision can end
-        self.working = 0  # other requests under way
+        self.waiting, self.working = 0, 0  # requests that only a decision can end; other ones under way
         self.changed = asyncio.Event()
         self._frontier: Frontier = Frontier(seat.ledger(), before._frontier if before else None)
 
@@ -272,9 +271,9 @@ class Attempt:
 
     def _adopt(self, act: Act) -> Known:
         """Make a new row, consumed by this attempt."""
+        act.agent, act.within = self.seat.agent, self.within
         if act.identity is None:
             raise RunEndedError("a call of a hosted program has no identity")
-        act.agent, act.within = self.seat.agent, self.within
         act.call = self.seat.adopt(act)
         return self._frontier.adopt(act.call, act.what, act.identity)
 

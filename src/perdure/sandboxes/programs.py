@@ -57,6 +57,10 @@ class NamespacePrograms:
                 f"walls of namespaces are a thing of Linux, this is {sys.platform}; to run programs as plain processes, "
                 'write `programs = "process"` into `[sandbox]`'
             )
+        if not _is_narrow(Path(cwd)) and not _is_below(cwd, (*writable, *shown)):
+            raise DefinitionError(
+                f"`{cwd}` is the folder of a whole user or machine, which no program is shown; start it in a folder of its own"
+            )
         read_only = sorted({*_needed(command, cwd, path), *map(_present, shown)})
         read_only = [each for each in read_only if not _is_below(each, (*SYSTEM, *writable))]
         config = {
