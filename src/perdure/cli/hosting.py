@@ -74,8 +74,7 @@ def execute(asked: Hosting, out: Out) -> int:
 async def _execute(asked: Hosting, out: Out) -> int:
     kept = given(asked)
     budget = budget_of(asked)
-    world = _world(asked)
-    agent = _agent(world, kept)
+    agent = _agent(world := _world(asked), kept)
     with signals() as stop:
         opened = Runtime.open(
             asked.data, agents=[agent], upstreams=world.upstreams, toolsets=world.toolsets, secrets=world.secrets,
@@ -305,13 +304,9 @@ def given(asked: Hosting) -> Kept:
         divergence=cast(Divergence, asked.divergence),
         restarts=asked.restarts,
         sandbox=asked.sandbox or (before.sandbox if before else None),
-        shows=_absolute(asked.show) or (before.shows if before else ()),
-        writes=_absolute(asked.write) or (before.writes if before else ()),
+        shows=_paths(asked.show) or (before.shows if before else ()),
+        writes=_paths(asked.write) or (before.writes if before else ()),
     )
-
-
-def _absolute(paths: Sequence[Path]) -> tuple[str, ...]:
-    return tuple(str(path.absolute()) for path in paths)
 
 
 def named(command: Sequence[str]) -> str:
@@ -320,6 +315,10 @@ def named(command: Sequence[str]) -> str:
     readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in words[-1])[:40]
     digest = hashlib.sha256(msgspec.json.encode(command)).hexdigest()[:8]
     return f"{readable}-{digest}"
+
+
+def _paths(given: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(str(path.absolute()) for path in given)
 
 
 def _place(data: Path, run: str) -> Path:
