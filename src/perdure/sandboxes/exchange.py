@@ -29,11 +29,11 @@ class Held:
     """A descriptor that is closed with a block."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.number = descriptor
 
     def close(self) -> None:
         """Close it."""
-        os.close(self._descriptor)
+        os.close(self.number)
 
 
 def source(parts: Sequence[bytes]) -> int:

@@ -30,7 +30,12 @@ LINKS = {
 
 
 def build(
-    read_only: list[str], writable: Sequence[str] = (), *, disk_bytes: int = 0, owners: int = -1
+    read_only: list[str],
+    writable: Sequence[str] = (),
+    *,
+    disk_bytes: int = 0,
+    owners: int = -1,
+    devices: Sequence[str] = (),
 ) -> None:
     """Make the root of this mount namespace and move into it.
 
@@ -39,6 +44,7 @@ def build(
         writable: directories of the host that are shown as they are.
         disk_bytes: of ``/tmp``, where that is to be writable.
         owners: as whose the files beside the system's are shown, where their file system knows how to (``linux.owned_by``).
+        devices: further devices, such as ``/dev/kvm``.
     """
     programs = _programs()
     shown = {path: os.path.realpath(path) for path in ("/usr", *programs, *read_only)}
@@ -70,7 +76,7 @@ def build(
         linux.mount(OLD + source, NEW + path, None, linux.BIND)
         linux.mount(None, NEW + path, None, linux.REMOUNT | linux.BIND | linux.NO_SETUID | linux.NO_DEVICES)
     _make_etc()
-    _make_devices()
+    _make_devices(devices)
     # A user namespace may mount proc only while a whole one can be seen, so before the old root goes.
     linux.mount(
         "proc",
@@ -118,9 +124,9 @@ def _make_etc() -> None:
             file.write(text)
 
 
-def _make_devices() -> None:
-    for name in DEVICES:
-        open(f"{NEW}/dev/{name}", "w").close()
-        linux.mount(f"{OLD}/dev/{name}", f"{NEW}/dev/{name}", None, linux.BIND)
+def _make_devices(further: Sequence[str]) -> None:
+    for path in (*(f"/dev/{name}" for name in DEVICES), *further):
+        open(NEW + path, "w").close()
+        linux.mount(OLD + path, NEW + path, None, linux.BIND)
     for name, target in LINKS.items():
         os.symlink(target, f"{NEW}/dev/{name}")

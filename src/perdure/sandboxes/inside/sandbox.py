@@ -42,7 +42,7 @@ def serve(channel: socket.socket, config: dict[str, Any]) -> None:
     linux.raise_loopback()
     # A user namespace of its own, which owns none of the others: the kernel counts processes by it, and a bomb must count alone.
     linux.become(0, UID, UID, UID)
-    _limit(config)
+    limit(config)
     linux.drop_capabilities()
     linux.control(linux.NO_NEW_PRIVILEGES, 1)
     linux.control(linux.DUMPABLE, 0)  # the worker cannot look into this process
@@ -58,7 +58,7 @@ def serve(channel: socket.socket, config: dict[str, Any]) -> None:
             work(channel)
         finally:
             os._exit(127)
-    _wait(channel, worker, config)
+    wait(channel, worker, config)
 
 
 def _mount(config: dict[str, Any]) -> None:
@@ -72,7 +72,8 @@ def _mount(config: dict[str, Any]) -> None:
     linux.unmount("/run")
 
 
-def _limit(config: dict[str, Any]) -> None:
+def limit(config: dict[str, Any]) -> None:
+    """Put this process, and what it forks, under its limits."""
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, config["open_files"]),
@@ -86,7 +87,7 @@ def _limit(config: dict[str, Any]) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _wait(channel: socket.socket, worker: int, config: dict[str, Any]) -> None:
+def wait(channel: socket.socket, worker: int, config: dict[str, Any]) -> None:
     """Reap until the worker ends, end everything else, tell, and hand out the files if they are wanted."""
     while True:
         pid, status, usage = os.wait4(-1, 0)
@@ -134,7 +135,13 @@ def work(channel: socket.socket) -> None:
     os.closerange(STANDARD, DESCRIPTORS_MAX)
     seconds = max(1, -(-job["cpu_ms"] // 1000))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # first it is told, then it is killed
-    resource.setrlimit(resource.RLIMIT_NOFILE, (job["open_files"], job["open_files"]))
+    for kind, name in (
+        (resource.RLIMIT_NOFILE, "open_files"),
+        (resource.RLIMIT_NPROC, "processes"),
+        (resource.RLIMIT_FSIZE, "disk_bytes"),
+    ):
+        if name in job:  # those that were not built in
+            resource.setrlimit(kind, (job[name], job[name]))
     os.environ.clear()
     os.environ.update({"PATH": "/usr/bin:/bin", "HOME": "/workspace", "LANG": "C.UTF-8", **job["env"]})
     if job["argv"]:

@@ -19,14 +19,10 @@ from typing import Any
 import execute  # noqa: F401 - for the sandboxes
 import landlock
 import linux
+import preloaded
 import root
 import sandbox
 
-PRELOADED = (
-    "base64", "collections", "csv", "dataclasses", "datetime", "decimal", "functools", "hashlib", "io", "itertools", "json", "linecache",
-    "math", "pathlib", "random", "re", "shutil", "statistics", "string", "subprocess", "tempfile", "textwrap", "threading", "time",
-    "tokenize", "types", "typing",
-)  # fmt: skip
 MESSAGE_BYTES_MAX = 4_096
 
 
@@ -35,7 +31,7 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     config = json.loads(sys.argv[2])
     sys.path.extend(config["packages"])
-    for name in PRELOADED:
+    for name in preloaded.PRELOADED:
         __import__(name)
     linux.control(linux.DIE_WITH_PARENT, signal.SIGKILL)
     linux.become(linux.NEW_MOUNTS | linux.NEW_PIDS, sandbox.UID, os.getuid(), os.getgid())

@@ -1,0 +1,87 @@
+"""Programs of the host that serve a sandbox and may be taken over from it: started without privileges, behind a wall of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from perdure.core.sandbox import SandboxLimits
+from perdure.sandboxes import exchange
+from perdure.sandboxes.cgroups import Cgroups, Group
+from perdure.sandboxes.guests import entered
+from perdure.sandboxes.zygotes import UNPRIVILEGED, interpreter, packed
+
+OPEN_FILES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What is started.
+
+    Attributes:
+        argv: it and its arguments.
+        env: all of its environment.
+        descriptors: what it is given besides the standard ones, under the same numbers.
+        read_only: directories of the host that it sees besides ``/usr``.
+        has_kvm: whether it sees ``/dev/kvm``.
+        file_bytes: how much it may write into files that it was given.
+        limits: of all its processes together, where the machine has control groups.
+        groups: further groups of whoever it is, if root starts it.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    descriptors: Sequence[int]
+    read_only: Sequence[str] = ()
+    has_kvm: bool = False
+    file_bytes: int = 0
+    limits: SandboxLimits
+    groups: Sequence[int] = ()
+
+
+def start(
+    program: Program, groups: Cgroups | None, *, is_walled: bool
+) -> tuple[subprocess.Popen[bytes], Group | None]:
+    """Start it. It is killed when the thread that called this ends.
+
+    Args:
+        program: what is started.
+        groups: where it is put.
+        is_walled: in namespaces of its own; else only without privileges.
+
+    Raises:
+        SandboxUnavailableError: its limits cannot be set.
+    """
+    with contextlib.closing(exchange.Held(exchange.source([packed("enclose")]))) as code:
+        config = {
+            "argv": list(program.argv), "env": dict(program.env), "read_only": list(program.read_only), "has_kvm": program.has_kvm,
+            "open_files": OPEN_FILES, "file_bytes": program.file_bytes, "is_walled": is_walled,
+        }  # fmt: skip
+        arguments = [interpreter(), "-I", "-S", "-B", f"/proc/self/fd/{code.number}", json.dumps(config)]
+        process = subprocess.Popen(
+            arguments, pass_fds=[*program.descriptors, code.number], env={}, cwd="/", stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, **_who(program),
+        )  # fmt: skip
+    try:
+        group = entered(groups, process, program.limits)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it is gone already; whoever waits for it learns why
+                process.stdin.write(b"G")
+                process.stdin.close()
+            process.stdin = None
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return process, group
+
+
+def _who(program: Program) -> dict[str, Any]:
+    if os.getuid() != 0:
+        return {}
+    return {"user": UNPRIVILEGED, "group": UNPRIVILEGED, "extra_groups": list(program.groups)}
