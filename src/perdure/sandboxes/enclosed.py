@@ -29,7 +29,9 @@ class Program:
         descriptors: what it is given besides the standard ones, under the same numbers.
         read_only: directories of the host that it sees besides ``/usr``.
         has_kvm: whether it sees ``/dev/kvm``.
-        file_bytes: how much it may write into files that it was given.
+        file_bytes: how much it may write into files that it was given; ``None`` for no limit.
+        open_files: how many it may have.
+        standard: what it has as standard input and output, one of the descriptors; nothing by default.
         limits: of all its processes together, where the machine has control groups.
         groups: further groups of whoever it is, if root starts it.
     """
@@ -39,7 +41,9 @@ class Program:
     descriptors: Sequence[int]
     read_only: Sequence[str] = ()
     has_kvm: bool = False
-    file_bytes: int = 0
+    file_bytes: int | None = 0
+    open_files: int = OPEN_FILES
+    standard: int | None = None
     limits: SandboxLimits
     groups: Sequence[int] = ()
 
@@ -60,7 +64,7 @@ def start(
     with contextlib.closing(exchange.Held(exchange.source([packed("enclose")]))) as code:
         config = {
             "argv": list(program.argv), "env": dict(program.env), "read_only": list(program.read_only), "has_kvm": program.has_kvm,
-            "open_files": OPEN_FILES, "file_bytes": program.file_bytes, "is_walled": is_walled,
+            "open_files": program.open_files, "standard": program.standard, "file_bytes": program.file_bytes, "is_walled": is_walled,
         }  # fmt: skip
         arguments = [interpreter(), "-I", "-S", "-B", f"/proc/self/fd/{code.number}", json.dumps(config)]
         process = subprocess.Popen(

@@ -63,14 +63,22 @@ class Guest:
         while self.let_go:
             self.let_go.pop()()
 
-    async def greet(self, limits: SandboxLimits, timeout_s: float, packages: tuple[str, ...] = ()) -> None:
+    async def greet(
+        self, limits: SandboxLimits, timeout_s: float, *, is_ahead: bool = True, packages: tuple[str, ...] = ()
+    ) -> None:
         """Say what it is made for, and wait until it is ready.
+
+        Args:
+            limits: those.
+            timeout_s: until it is given up.
+            is_ahead: whether nobody waits for it yet, so that it may warm up.
+            packages: further directories on the path of Python code.
 
         Raises:
             SandboxUnavailableError: it did not become ready; with what its process said.
         """
         config = {
-            **built_in(limits), "inside": "/inside", "packages": list(packages),
+            **built_in(limits), "inside": "/inside", "packages": list(packages), "is_ahead": is_ahead,
             "address_bytes": max(ADDRESS_BYTES, limits.memory_bytes),
         }  # fmt: skip
         self.writer.write(frames.frame(frames.CONFIG, msgspec.json.encode(config)))

@@ -96,7 +96,7 @@ class Zygote:
         self._hello: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         config = {
-            **{name: getattr(limits, name) for name in BUILT_IN}, "read_only": [*_shown(python), *packages], "packages": list(packages),
+            **{name: getattr(limits, name) for name in BUILT_IN}, "read_only": [*shown(python), *packages], "packages": list(packages),
             "filter": program().hex(), "address_bytes": max(ADDRESS_BYTES, limits.memory_bytes),
         }  # fmt: skip
         who: dict[str, Any] = {}
@@ -260,7 +260,7 @@ def interpreter() -> str:
     )
 
 
-def _shown(python: str) -> list[str]:
+def shown(python: str) -> list[str]:
     """What must be shown inside besides the system's directories."""
     prefix = str(Path(python).resolve().parent.parent)
     return [] if prefix in ("/usr", "/") else [prefix]

@@ -31,7 +31,9 @@ def main() -> None:
     if config["is_walled"]:
         linux.drop_capabilities()
     linux.control(linux.NO_NEW_PRIVILEGES, 1)
-    os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+    standard = os.open("/dev/null", os.O_RDWR) if config["standard"] is None else config["standard"]
+    for descriptor in (0, 1):
+        os.dup2(standard, descriptor)
     os.chdir("/")
     os.execve(config["argv"][0], config["argv"], config["env"])
 
@@ -57,7 +59,10 @@ def _limit(config: dict[str, Any]) -> None:
         (resource.RLIMIT_FSIZE, config["file_bytes"]),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
-        resource.setrlimit(kind, (value, value))
+        if value is not None:
+            most = resource.getrlimit(kind)[1]
+            chosen = value if most == resource.RLIM_INFINITY else min(value, most)
+            resource.setrlimit(kind, (chosen, chosen))
 
 
 if __name__ == "__main__":

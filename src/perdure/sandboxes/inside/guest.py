@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -34,7 +35,13 @@ LIMITS = ("memory_bytes", "processes", "disk_bytes", "files", "cpu_share")  # of
 
 
 class Limits:
-    """What all processes of a job have together; here no more than the machine itself has."""
+    """What all processes of a job have together; here no more than the machine itself has.
+
+    Attributes:
+        missing: resource limits that this kernel has not.
+    """
+
+    missing: tuple[int, ...] = ()
 
     def enter(self) -> None:
         """Put this process, and what it forks, under it."""
@@ -83,7 +90,11 @@ class Link:
 
     def read(self) -> None:
         """Take what has come; waits for something."""
-        data = os.read(self.source, READ_BYTES)
+        try:
+            data = os.read(self.source, READ_BYTES)
+        except BlockingIOError:  # gVisor says so, now and then, of descriptors that block
+            select.select([self.source], [], [])
+            return
         if not data:
             os._exit(0)  # given up
         self._held += data
@@ -92,7 +103,10 @@ class Link:
         """One frame; waits until it is taken."""
         view = memoryview(frames.frame(kind, data, number))
         while view:
-            view = view[os.write(self._sink, view) :]
+            try:
+                view = view[os.write(self._sink, view) :]
+            except BlockingIOError:
+                select.select([], [self._sink], [])
 
 
 class Guest:
@@ -210,7 +224,10 @@ class Guest:
             del self._told[place:]
             if rest:
                 self._link.send(frames.FILES, rest)
-            self._channel.sendall(b"C" if job["collects"] else b"N")
+            try:
+                self._channel.sendall(b"C" if job["collects"] else b"N")
+            except BrokenPipeError:  # the keeper has ended already; the end of the channel tells
+                pass
 
     def _look(self, job: dict[str, Any]) -> None:
         self._next_look = time.monotonic() + POLL_S
@@ -350,7 +367,7 @@ def _keep(channel: socket.socket, config: dict[str, Any], limits: Limits) -> Non
         try:
             signal.signal(signal.SIGUSR1, signal.SIG_DFL)
             limits.enter()
-            _drop(config)
+            _drop(config, limits.missing)
             sys.path[:] = [*config["packages"], *(path for path in sys.path if path != config["inside"])]
             sandbox.work(channel)
         finally:
@@ -365,10 +382,10 @@ def _end_the_others(*_: object) -> None:
         pass
 
 
-def _drop(config: dict[str, Any]) -> None:
+def _drop(config: dict[str, Any], missing: tuple[int, ...]) -> None:
     os.chdir("/workspace")
     os.umask(0o077)
-    sandbox.limit(config)
+    sandbox.limit(config, missing)
     os.setgroups([])
     os.setresgid(sandbox.UID, sandbox.UID, sandbox.UID)
     os.setresuid(sandbox.UID, sandbox.UID, sandbox.UID)

@@ -6,19 +6,13 @@ import os
 from collections.abc import Sequence
 
 import linux
+from root_files import FILES
 
 PLACE = "/tmp"  # any directory that is there on every host; it is covered by a mount that nobody else sees
 UNPRIVILEGED = 65_534  # who is inside where root is outside
 OLD, NEW = "/old", "/new"  # where the host and the sandbox are while one becomes the other
 PROGRAMS = ("/bin", "/sbin", "/lib", "/lib64")
 SHOWN = ("ld.so.cache", "ssl/certs", "alternatives", "localtime")  # of /etc: what programs cannot do without
-FILES = {
-    "passwd": "root:x:0:0::/:/usr/sbin/nologin\nagent:x:1000:1000::/workspace:/bin/sh\n",
-    "group": "agent:x:1000:\n",
-    "hosts": "127.0.0.1 localhost\n",
-    "resolv.conf": "",
-    "nsswitch.conf": "hosts: files\npasswd: files\ngroup: files\n",
-}
 DEVICES = ("null", "zero", "full", "random", "urandom")
 LINKS = {
     "fd": "/proc/self/fd",

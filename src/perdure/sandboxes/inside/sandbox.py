@@ -72,8 +72,8 @@ def _mount(config: dict[str, Any]) -> None:
     linux.unmount("/run")
 
 
-def limit(config: dict[str, Any]) -> None:
-    """Put this process, and what it forks, under its limits."""
+def limit(config: dict[str, Any], but: tuple[int, ...] = ()) -> None:
+    """Put this process, and what it forks, under its limits, but those that this kernel has not."""
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, config["open_files"]),
@@ -84,7 +84,8 @@ def limit(config: dict[str, Any]) -> None:
         (resource.RLIMIT_MSGQUEUE, 0),
         (resource.RLIMIT_STACK, 8 << 20),
     ):
-        resource.setrlimit(kind, (value, value))
+        if kind not in but:
+            resource.setrlimit(kind, (value, value))
 
 
 def wait(channel: socket.socket, worker: int, config: dict[str, Any]) -> None:
@@ -105,7 +106,7 @@ def wait(channel: socket.socket, worker: int, config: dict[str, Any]) -> None:
         "exit": os.waitstatus_to_exitcode(status),
         "cpu_ms": (every.ru_utime + every.ru_stime) * 1000,
         "memory": usage.ru_maxrss * 1024,
-        "is_full": space.f_bfree == 0 or space.f_ffree == 0,
+        "is_full": space.f_bfree == 0 or (space.f_files > 0 and space.f_ffree == 0),
     }
     channel.sendall(json.dumps(told).encode() + b"\n")
     if channel.recv(1) == b"C":

@@ -97,6 +97,7 @@ def _mount() -> None:
         ("sysfs", "/sys", linux.NO_DEVICES | linux.NO_EXECUTION),
     ):
         linux.mount(kind, place, kind, linux.NO_SETUID | flags)
+    os.chmod("/", 0o755)  # the first root of a kernel lets everybody write
     linux.mount("tmpfs", "/run", "tmpfs", QUIET, "mode=755")
     for name in ("workspace", "tmp"):
         os.mkdir(f"/run/{name}")
