@@ -61,7 +61,9 @@ async def a_door_that_fails_hurts_nobody_else(sandboxes: Sandboxes) -> None:
     async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise RuntimeError("broken")
 
-    code = f"try:\n    {FETCH.strip().replace(chr(10), chr(10) + '    ')}\nexcept OSError as e: print('closed')"
+    code = (
+        f"try:\n    {FETCH.strip().replace(chr(10), chr(10) + '    ')}\nexcept OSError as e: print('closed')"
+    )
     found = await sandboxes.run(SandboxJob(code=code), doors={8080: broken})
     assert found.stdout in (b"\n", b"closed\n"), found
 

@@ -34,7 +34,11 @@ async def attack(sandboxes: Sandboxes, folder: Path, monkeypatch: pytest.MonkeyP
         abstract.listen()
         for listener in (port, abstract):
             listener.setblocking(False)
-        env = {"HOST_FILE": str(marker), "HOST_PORT": str(port.getsockname()[1]), "HOST_ABSTRACT": abstract_name}
+        env = {
+            "HOST_FILE": str(marker),
+            "HOST_PORT": str(port.getsockname()[1]),
+            "HOST_ABSTRACT": abstract_name,
+        }
         found = await sandboxes.run(SandboxJob(code=PRELUDE + ATTACKS[name], env=env))
         for listener in (port, abstract):
             with pytest.raises(BlockingIOError):  # nobody has come

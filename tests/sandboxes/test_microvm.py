@@ -90,7 +90,9 @@ async def test_a_clone_knows_what_time_it_is(sandboxes: MicrovmSandboxes) -> Non
     assert abs(float(found.stdout) - time.time()) < 30
 
 
-async def test_clones_of_one_state_are_given_other_random_numbers_in_every_way(sandboxes: MicrovmSandboxes) -> None:
+async def test_clones_of_one_state_are_given_other_random_numbers_in_every_way(
+    sandboxes: MicrovmSandboxes,
+) -> None:
     code = """
 import os, random, secrets, tempfile, subprocess
 print(os.urandom(8).hex(), open("/dev/random", "rb").read(8).hex(), open("/dev/urandom", "rb").read(8).hex(), secrets.token_hex(8))
@@ -118,12 +120,18 @@ async def test_no_clone_can_change_the_saved_state(sandboxes: MicrovmSandboxes) 
 async def test_qemu_has_no_privileges_and_sees_nothing_of_the_host(sandboxes: MicrovmSandboxes) -> None:
     running = asyncio.create_task(sandboxes.run(SandboxJob(code="import time; time.sleep(20)")))
     await asyncio.sleep(1)
-    machines = [pid for pid in _processes() if b"qemu-system" in _of(pid, "cmdline") and b"incoming" in _of(pid, "cmdline")]
+    machines = [
+        pid
+        for pid in _processes()
+        if b"qemu-system" in _of(pid, "cmdline") and b"incoming" in _of(pid, "cmdline")
+    ]
     mine = [pid for pid in machines if _descends(pid, os.getpid())]
     try:
         assert mine
         for pid in mine:
-            status = dict(line.split(":\t", 1) for line in _of(pid, "status").decode().splitlines() if ":\t" in line)
+            status = dict(
+                line.split(":\t", 1) for line in _of(pid, "status").decode().splitlines() if ":\t" in line
+            )
             assert status["CapEff"] == "0000000000000000"
             assert status["NoNewPrivs"] == "1"
             assert status["Seccomp"] == "2"
@@ -139,7 +147,9 @@ async def test_qemu_has_no_privileges_and_sees_nothing_of_the_host(sandboxes: Mi
 
 
 async def test_a_machine_that_is_killed_is_lost_and_nobody_else_is(sandboxes: MicrovmSandboxes) -> None:
-    running = asyncio.create_task(sandboxes.run(SandboxJob(code="import time; print('begun', flush=True); time.sleep(20)")))
+    running = asyncio.create_task(
+        sandboxes.run(SandboxJob(code="import time; print('begun', flush=True); time.sleep(20)"))
+    )
     await asyncio.sleep(1.5)
     for pid in _processes():
         if b"incoming" in _of(pid, "cmdline") and _descends(pid, os.getpid()):
@@ -155,11 +165,17 @@ async def test_nothing_is_left_running(sandboxes: MicrovmSandboxes) -> None:
     made = MicrovmSandboxes(LIMITS, spare=2, image=state, tools=tools())
     await made.open()
     await made._pool.filled()
-    before = {pid for pid in _processes() if b"qemu-system" in _of(pid, "cmdline") and _descends(pid, os.getpid())}
+    before = {
+        pid for pid in _processes() if b"qemu-system" in _of(pid, "cmdline") and _descends(pid, os.getpid())
+    }
     await made.close()
     for _ in range(100):
         await asyncio.sleep(0.05)
-        after = {pid for pid in _processes() if b"qemu-system" in _of(pid, "cmdline") and _descends(pid, os.getpid())}
+        after = {
+            pid
+            for pid in _processes()
+            if b"qemu-system" in _of(pid, "cmdline") and _descends(pid, os.getpid())
+        }
         if len(after) <= len(before) - 2:
             break
     assert len(after) <= len(before) - 2
@@ -168,7 +184,9 @@ async def test_nothing_is_left_running(sandboxes: MicrovmSandboxes) -> None:
 
 
 # -- what it is made of
-async def test_without_qemu_or_an_image_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_qemu_or_an_image_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SandboxUnavailableError, match="apt-get install qemu-system-x86"):
         await MicrovmSandboxes(image=tmp_path, tools=tmp_path).open()
@@ -178,7 +196,9 @@ async def test_without_qemu_or_an_image_it_says_what_to_do(tmp_path: Path, monke
         vm_image.find_kernel([tmp_path])
 
 
-async def test_an_accelerator_that_does_not_work_is_named_and_nothing_weaker_is_taken(sandboxes: MicrovmSandboxes) -> None:
+async def test_an_accelerator_that_does_not_work_is_named_and_nothing_weaker_is_taken(
+    sandboxes: MicrovmSandboxes,
+) -> None:
     only = MicrovmSandboxes(LIMITS, spare=0, image=sandboxes._image, tools=tools(), accelerators=("kvm",))
     if sandboxes._state is not None and sandboxes._state.accelerator == "kvm":
         pytest.skip("KVM works here")

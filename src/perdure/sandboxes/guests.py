@@ -64,7 +64,12 @@ class Guest:
             self.let_go.pop()()
 
     async def greet(
-        self, limits: SandboxLimits, timeout_s: float, *, is_ahead: bool = True, packages: tuple[str, ...] = ()
+        self,
+        limits: SandboxLimits,
+        timeout_s: float,
+        *,
+        is_ahead: bool = True,
+        packages: tuple[str, ...] = (),
     ) -> None:
         """Say what it is made for, and wait until it is ready.
 

@@ -28,9 +28,19 @@ PROGRAM = "runsc"
 PLATFORMS = ("ptrace", "systrap", "kvm")
 READY_S = 30.0  # for a sandbox to be there: it takes tenths of a second
 KERNEL_BYTES = 256 * MIB  # of gVisor's own, besides what a job may use
-KERNEL_THREADS = 512  # of gVisor's own: each of its processors has some, and each process of a job has one outside
+KERNEL_THREADS = (
+    512  # of gVisor's own: each of its processors has some, and each process of a job has one outside
+)
 OPEN_FILES = 16_384
-CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE")
+CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_RESOURCE",
+)
 
 
 class GvisorSandboxes:
@@ -76,7 +86,9 @@ class GvisorSandboxes:
             SandboxUnavailableError: they do not.
         """
         if sys.platform != "linux":
-            raise SandboxUnavailableError(f"gVisor is a thing of Linux, this is {sys.platform}; use tier `remote`")
+            raise SandboxUnavailableError(
+                f"gVisor is a thing of Linux, this is {sys.platform}; use tier `remote`"
+            )
         self._runsc = self._found()
         groups = Cgroups(group_name())
         self._groups = groups if await asyncio.to_thread(groups.open) else None
@@ -85,7 +97,9 @@ class GvisorSandboxes:
             outcome = await self.run(SandboxJob(code="print(6 * 7)"))
             if outcome.stdout != b"42\n":
                 said = outcome.stderr.decode(errors="replace")[-300:]
-                raise SandboxUnavailableError(f"a gVisor sandbox was made and did not work ({outcome.ending}): {said}")
+                raise SandboxUnavailableError(
+                    f"a gVisor sandbox was made and did not work ({outcome.ending}): {said}"
+                )
         except BaseException:
             await self.close()
             raise
@@ -170,7 +184,9 @@ class GvisorSandboxes:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process, group = enclosed.start(self._program(folder, state, theirs.fileno()), self._groups, is_walled=False)
+                process, group = enclosed.start(
+                    self._program(folder, state, theirs.fileno()), self._groups, is_walled=False
+                )
             except BaseException:
                 ours.close()
                 shutil.rmtree(state)
@@ -187,7 +203,13 @@ class GvisorSandboxes:
 
     def _program(self, folder: Path, state: Path, channel: int) -> enclosed.Program:
         limits = self._limits
-        options = ["--rootless", "--network=none", f"--platform={self._platform}", "--ignore-cgroups", "--file-access-mounts=exclusive"]
+        options = [
+            "--rootless",
+            "--network=none",
+            f"--platform={self._platform}",
+            "--ignore-cgroups",
+            "--file-access-mounts=exclusive",
+        ]
         return enclosed.Program(
             argv=[self._runsc, "--root", str(state), *options, "run", "--bundle", str(folder), state.name],
             env={}, descriptors=(channel,), standard=channel, open_files=OPEN_FILES, file_bytes=None,

@@ -66,7 +66,10 @@ def _walk(folder: int, prefix: str, depth: int) -> Iterator[tuple[str, int | str
             if len(whole.encode()) > NAME_BYTES_MAX:
                 yield whole[:200], "its name is too long"
                 continue
-            yield from _entry(folder, name, whole, depth)
+            try:
+                yield from _entry(folder, name, whole, depth)
+            except OSError as error:
+                yield whole, f"it cannot be read: {error.strerror}"
     finally:
         os.close(folder)
 

@@ -19,6 +19,7 @@ UID = 1000  # inside; outside it is that of the zygote, which owns nothing
 HEAD = struct.Struct("I")
 DESCRIPTORS_MAX = 65_536
 STANDARD = 3
+OWN_FILES = 1_024  # open at once in the first process, which walks deep directories
 BACKLOG = 64
 SPACE = "/run/space"  # where the one file system for everything that may be written is mounted, until it has its names
 # How the worker tells what Python code met; a program that ends with one of them by itself fools nobody but its owner.
@@ -76,7 +77,10 @@ def limit(config: dict[str, Any], but: tuple[int, ...] = ()) -> None:
     """Put this process, and what it forks, under its limits, but those that this kernel has not."""
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, config["open_files"]),
+        (
+            resource.RLIMIT_NOFILE,
+            max(OWN_FILES, config["open_files"]),
+        ),  # the worker gets its own limit with its job
         (resource.RLIMIT_NPROC, config["processes"]),
         (resource.RLIMIT_FSIZE, config["disk_bytes"]),
         (resource.RLIMIT_MEMLOCK, 65_536),
