@@ -111,13 +111,14 @@ async def test_a_zygote_that_was_killed_is_replaced(sandboxes: NamespaceSandboxe
 
 async def _patiently(sandboxes: NamespaceSandboxes) -> bytes:
     """What was made before it died has died with it: such a job was never begun, or is lost."""
-    for _ in range(5):
+    for _ in range(20):
         try:
             found = await sandboxes.run(SandboxJob(code="print(1)"))
         except SandboxUnavailableError:
             continue
-        if found.ending != "lost":
+        if found.ending == "ended":
             return found.stdout
+        await asyncio.sleep(0.05)
     return b""
 
 

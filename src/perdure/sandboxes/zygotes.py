@@ -218,8 +218,8 @@ class Zygote:
         except OSError as error:  # a limit that cannot be set is a wall that does not stand
             raise SandboxUnavailableError(f"the limits of a sandbox cannot be set: {error}") from error
         made.channel.setblocking(False)  # noqa: FBT003 - the standard library's own
-        made.channel.send(b"G")
         try:
+            made.channel.send(b"G")
             async with asyncio.timeout(READY_MS / 1000):
                 said = await asyncio.get_running_loop().sock_recv(made.channel, MESSAGE_BYTES_MAX)
         except (TimeoutError, ConnectionError):
