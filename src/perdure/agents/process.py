@@ -40,6 +40,7 @@ def process(
     agency: Mapping[str, str | int] | None = None,
     risk: Risk | None = None,
     sandbox: Literal["namespace", "process"] | None = None,
+    steady: bool = False,
     shows: Sequence[str] = (),
     writes: Sequence[str] = (),
 ) -> Agent:
@@ -66,6 +67,8 @@ def process(
         risk: its tier, as for ``Agent``.
         sandbox: the wall that it runs behind: ``namespace``, or ``process`` for a plain process of this user; by default what the
             runtime is configured with.
+        steady: make chance and the time of day the same on every attempt, so that restarted programs of Python or Node.js ask for the
+            very same things again. Not for programs whose cryptography draws from these.
         shows: files and folders that it may read there, beside ``cwd``, its interpreter and the files that its command names.
         writes: folders that it may change there, beside its workspace.
 
@@ -75,7 +78,7 @@ def process(
     made = Program(
         command=tuple(command), env=dict(env or {}), kind=kind, restarts_max=restarts_max,
         backoff_ms=round(backoff * 1000), divergence=divergence, hold_ms=round(hold * 1000), cwd=cwd,
-        sandbox=sandbox, shows=tuple(shows), writes=tuple(writes),
+        sandbox=sandbox, steady=steady, shows=tuple(shows), writes=tuple(writes),
     )  # fmt: skip
     return Agent(
         name, handler=_host, tools=tools, budget=budget, program=made, concurrency=concurrency,

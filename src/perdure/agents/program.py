@@ -31,6 +31,7 @@ class Program:
         cwd: the folder that its files are in; its workspace is elsewhere, fresh for each attempt. ``None``: it starts in
             its workspace.
         sandbox: the wall that it runs behind: ``namespace``, or ``process`` for none; by default what the runtime says.
+        steady: whether chance and the time of day are the same on every attempt (Python and Node.js).
         shows: files and folders that it may read behind a wall, beside its folder, its interpreter and what its command names.
         writes: folders that it may change behind a wall, beside its workspace.
     """
@@ -44,6 +45,7 @@ class Program:
     hold_ms: int = 30_000
     cwd: str | None = None
     sandbox: Literal["namespace", "process"] | None = None
+    steady: bool = False
     shows: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
 

@@ -31,6 +31,7 @@ def exec_(
     cwd: Path | None = None,
     env: list[str] | None = None,
     sandbox: Literal["namespace", "process"] | None = None,
+    steady: bool = False,
     show: list[Path] | None = None,
     write: list[Path] | None = None,
     json: Json = False,
@@ -59,15 +60,17 @@ def exec_(
         env: NAME=VALUE for the program, or NAME to hand on a variable of this shell; others than the harmless ones are
             not handed on. May be given more than once.
         sandbox: The wall around it: `namespace`, or `process` for none; by default what the configuration says.
+        steady: Make chance and the time of day the same on every attempt (programs of Python or Node.js).
         show: A file or folder that it may read as well; may be given more than once.
         write: A folder that it may change, beside its workspace; may be given more than once.
     """
-    from perdure.cli.hosting import Hosting, execute
+    from perdure.cli.hosting import execute
+    from perdure.cli.hosting_asked import Hosting
 
     asked = Hosting(
         command=command, data=data, agent=agent, resume=resume, replay=replay, input=input, config=config,
         mcp=mcp or (), upstream=upstream, usd=usd, tokens=tokens, calls=calls, hold=hold, divergence=divergence,
         kind=kind, restarts=restarts, cwd=cwd, env=env or (),
-        sandbox=sandbox, show=show or (), write=write or (),
+        sandbox=sandbox, steady=steady, show=show or (), write=write or (),
     )  # fmt: skip
     return execute(asked, Out(json))

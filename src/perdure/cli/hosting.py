@@ -7,10 +7,10 @@ import hashlib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -19,6 +19,7 @@ from perdure.agents.program import Divergence, Kind
 from perdure.cli import views
 from perdure.cli.apps import value_of
 from perdure.cli.execute import _signals as signals
+from perdure.cli.hosting_asked import Hosting, Kept
 from perdure.cli.output import Out
 from perdure.core import entries as e
 from perdure.core.actions import ActionState, Budget
@@ -37,33 +38,6 @@ from perdure.runtime.secrets import LocalSecrets
 INTERRUPTED = 130
 MICROS = 1_000_000
 AMOUNT_MAX = 2**53  # of a limit: beyond it other readers of JSON lose digits; 9 billion USD, 285,000 years
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hosting:
-    """What ``perdure exec`` was asked for."""
-
-    command: Sequence[str]
-    data: Path
-    agent: str | None = None
-    resume: str | None = None
-    replay: str | None = None
-    input: str | None = None
-    config: Path | None = None
-    mcp: Sequence[str] = ()
-    upstream: str | None = None
-    usd: str | None = None
-    tokens: int | None = None
-    calls: int | None = None
-    hold: bool = False
-    divergence: str = "ask"
-    kind: str = "command"
-    restarts: int = 3
-    cwd: Path | None = None
-    env: Sequence[str] = ()
-    sandbox: Literal["namespace", "process"] | None = None
-    show: Sequence[Path] = ()
-    write: Sequence[Path] = ()
 
 
 def execute(asked: Hosting, out: Out) -> int:
@@ -255,23 +229,8 @@ def _agent(world: World, kept: Kept) -> Agent:
     tools = [item.name for item in world.toolsets]
     return process(
         kept.agent, kept.command, tools=tools, kind=kept.kind, divergence=kept.divergence,
-        restarts_max=kept.restarts, cwd=kept.cwd, env=kept.env, sandbox=kept.sandbox, shows=kept.shows, writes=kept.writes,
+        restarts_max=kept.restarts, cwd=kept.cwd, env=kept.env, sandbox=kept.sandbox, steady=kept.steady, shows=kept.shows, writes=kept.writes,
     )  # fmt: skip
-
-
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run was started, so that it can be gone on with by its id alone."""
-
-    agent: str
-    command: tuple[str, ...]
-    cwd: str
-    env: dict[str, str]
-    kind: Kind
-    divergence: Divergence
-    restarts: int
-    sandbox: Literal["namespace", "process"] | None = None
-    shows: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
 
 
 def given(asked: Hosting) -> Kept:
@@ -304,6 +263,7 @@ def given(asked: Hosting) -> Kept:
         divergence=cast(Divergence, asked.divergence),
         restarts=asked.restarts,
         sandbox=asked.sandbox or (before.sandbox if before else None),
+        steady=asked.steady or (before is not None and before.steady),
         shows=_paths(asked.show) or (before.shows if before else ()),
         writes=_paths(asked.write) or (before.writes if before else ()),
     )

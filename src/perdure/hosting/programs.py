@@ -29,6 +29,7 @@ from perdure.hosting.endpoints import Endpoints
 from perdure.hosting.joining import joined, window
 from perdure.hosting.mcp_face import McpFace
 from perdure.hosting.process import Launch, Process, reap
+from perdure.hosting.steadiness import steady
 from perdure.hosting.tokens import Tokens
 from perdure.hosting.workspace import Workspace
 from perdure.ports import Clock, Entropy, ProgramWalls, WalledProgram
@@ -201,6 +202,8 @@ class LocalPrograms:
             "no_proxy": "127.0.0.1,localhost",
             **program.env,
         }
+        if program.steady:
+            env |= steady(attempt, workspace.root / "shim", env)
         if program.kind == "agentcore":
             env.setdefault("PORT", str(free_port()))
         cwd = _folder_of(program, workspace)

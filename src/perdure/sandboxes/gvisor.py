@@ -160,7 +160,7 @@ class GvisorSandboxes:
             "root": {"path": str(place), "readonly": True},
             "process": {
                 "user": {"uid": 0, "gid": 0}, "cwd": "/", "env": [], "args": [python, "-ISB", "/inside/gv.py"],
-                "capabilities": {kind: CAPABILITIES for kind in ("bounding", "effective", "permitted")},
+                "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
             },
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},

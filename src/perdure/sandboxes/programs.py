@@ -169,7 +169,7 @@ def _needed(command: tuple[str, ...], cwd: str, path: str) -> Iterator[str]:
             yield str(prefix if _is_narrow(prefix) else each)
     for word in command[1:]:
         place = Path(cwd, word)
-        if "/" in word and place.is_file() and not _is_below(str(place), (cwd,)):
+        if "/" in word and _is_file(place) and not _is_below(str(place), (cwd,)):
             yield str(place.parent if _is_narrow(place.parent) else place)
 
 
@@ -181,6 +181,14 @@ def _steps(path: Path) -> Iterator[Path]:
             break
         path = path.parent / path.readlink()
     yield path.resolve()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a word of a command is a file; it may be code as well, and longer than a path can be."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_narrow(folder: Path) -> bool:
