@@ -118,14 +118,10 @@ async def test_no_clone_can_change_the_saved_state(sandboxes: MicrovmSandboxes) 
 
 
 async def test_qemu_has_no_privileges_and_sees_nothing_of_the_host(sandboxes: MicrovmSandboxes) -> None:
+    await sandboxes._pool.filled()
     running = asyncio.create_task(sandboxes.run(SandboxJob(code="import time; time.sleep(20)")))
     await asyncio.sleep(1)
-    machines = [
-        pid
-        for pid in _processes()
-        if b"qemu-system" in _of(pid, "cmdline") and b"incoming" in _of(pid, "cmdline")
-    ]
-    mine = [pid for pid in machines if _descends(pid, os.getpid())]
+    mine = _machines()
     try:
         assert mine
         for pid in mine:
@@ -147,14 +143,14 @@ async def test_qemu_has_no_privileges_and_sees_nothing_of_the_host(sandboxes: Mi
 
 
 async def test_a_machine_that_is_killed_is_lost_and_nobody_else_is(sandboxes: MicrovmSandboxes) -> None:
+    await sandboxes._pool.filled()
     running = asyncio.create_task(
         sandboxes.run(SandboxJob(code="import time; print('begun', flush=True); time.sleep(20)"))
     )
     await asyncio.sleep(1.5)
-    for pid in _processes():
-        if b"incoming" in _of(pid, "cmdline") and _descends(pid, os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    for pid in _machines():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     found = await running
     assert (found.ending, found.exit_code) == ("lost", None), found
     assert (await sandboxes.run(SandboxJob(code="print(1)"))).stdout == b"1\n"
@@ -165,20 +161,15 @@ async def test_nothing_is_left_running(sandboxes: MicrovmSandboxes) -> None:
     made = MicrovmSandboxes(LIMITS, spare=2, image=state, tools=tools())
     await made.open()
     await made._pool.filled()
-    before = {
-        pid for pid in _processes() if b"qemu-system" in _of(pid, "cmdline") and _descends(pid, os.getpid())
-    }
+    launchers = [guest.process.pid for guest in made._pool._spare]
+    before = {pid for pid in _machines() if any(_descends(pid, launcher) for launcher in launchers)}
+    assert len(before) == 2
     await made.close()
     for _ in range(100):
-        await asyncio.sleep(0.05)
-        after = {
-            pid
-            for pid in _processes()
-            if b"qemu-system" in _of(pid, "cmdline") and _descends(pid, os.getpid())
-        }
-        if len(after) <= len(before) - 2:
+        if not before & set(_machines()):
             break
-    assert len(after) <= len(before) - 2
+        await asyncio.sleep(0.05)
+    assert not before & set(_machines())
     with pytest.raises(SandboxUnavailableError):
         await made.run(SandboxJob(code="print(1)"))
 
@@ -259,8 +250,14 @@ async def test_who_may_use_kvm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert qemu.kvm_obstacle(65_534) == ("", [104])
 
 
-def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+def _machines() -> list[int]:
+    """The processes of QEMU that this one has started."""
+    found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [
+        pid
+        for pid in found
+        if _of(pid, "cmdline").split(b"\0")[0].endswith(b"qemu-system-x86_64") and _descends(pid, os.getpid())
+    ]
 
 
 def _of(pid: int, what: str) -> bytes:

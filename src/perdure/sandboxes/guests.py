@@ -70,6 +70,7 @@ class Guest:
         *,
         is_ahead: bool = True,
         packages: tuple[str, ...] = (),
+        address_bytes: int | None = None,
     ) -> None:
         """Say what it is made for, and wait until it is ready.
 
@@ -78,13 +79,14 @@ class Guest:
             timeout_s: until it is given up.
             is_ahead: whether nobody waits for it yet, so that it may warm up.
             packages: further directories on the path of Python code.
+            address_bytes: of each process; enough for the limits, by default.
 
         Raises:
             SandboxUnavailableError: it did not become ready; with what its process said.
         """
         config = {
             **built_in(limits), "inside": "/inside", "packages": list(packages), "is_ahead": is_ahead,
-            "address_bytes": max(ADDRESS_BYTES, limits.memory_bytes),
+            "address_bytes": address_bytes or max(ADDRESS_BYTES, limits.memory_bytes),
         }  # fmt: skip
         self.writer.write(frames.frame(frames.CONFIG, msgspec.json.encode(config)))
         try:

@@ -32,9 +32,11 @@ KERNEL_THREADS = (
     512  # of gVisor's own: each of its processors has some, and each process of a job has one outside
 )
 OPEN_FILES = 16_384
+RESERVED_BYTES = 512 * MIB  # of each process's addresses, over what it may use: stacks of threads and such
 CAPABILITIES = (
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
     "CAP_KILL",
     "CAP_SETGID",
     "CAP_SETUID",
@@ -143,8 +145,8 @@ class GvisorSandboxes:
             (place / "etc" / name).write_text(text)
         for name in ("ld.so.cache", "alternatives", "localtime"):
             _copied(Path("/etc", name), place / "etc" / name)
-        for path in INSIDE.glob("*.py"):
-            shutil.copy(path, place / "inside" / path.name)
+        for source in INSIDE.glob("*.py"):
+            shutil.copy(source, place / "inside" / source.name)
         (folder / "config.json").write_text(json.dumps(self._described(place, binds, python)))
         _readable(folder)
         return folder
@@ -167,7 +169,7 @@ class GvisorSandboxes:
                 *({"destination": path, "type": "bind", "source": path, "options": ["ro", "rbind"]} for path in binds),
                 {"destination": "/run", **temporary, "options": [*quiet, "size=1m", "mode=700"]},
                 {"destination": "/workspace", **temporary, "options": [*quiet, space, "mode=700", "uid=1000", "gid=1000"]},
-                {"destination": "/tmp", **temporary, "options": [*quiet, space, "mode=1777"]},
+                {"destination": "/tmp", **temporary, "options": [*quiet, space, "mode=1777"]},  # noqa: S108 - inside
             ],
             "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
         }  # fmt: skip
@@ -195,7 +197,13 @@ class GvisorSandboxes:
         guest = Guest(process, reader, writer, f"gVisor ({self._platform})", group)
         guest.let_go.append(lambda: self._let_go(guest, state))
         try:
-            await guest.greet(self._limits, READY_S, is_ahead=self._is_ahead, packages=self._packages)
+            await guest.greet(
+                self._limits,
+                READY_S,
+                is_ahead=self._is_ahead,
+                packages=self._packages,
+                address_bytes=self._limits.memory_bytes + RESERVED_BYTES,
+            )
         except BaseException:
             await guest.close()
             raise

@@ -16,6 +16,7 @@ import linux
 
 GROUPS = "/run/groups"
 QUIET = linux.NO_SETUID | linux.NO_DEVICES | linux.NO_EXECUTION
+COPIED_BYTES = 8 << 20  # for each process: gVisor gives and copies memory in pieces of 2 MiB
 COUNTED_MAX = 100_000  # files: further ones are not counted in one look
 
 
@@ -25,7 +26,7 @@ class Together(guest.Limits):  # type: ignore[misc]  # it finds its base only in
     missing = (resource.RLIMIT_MSGQUEUE,)
 
     def __init__(self) -> None:
-        for name in ("memory", "cpuacct"):
+        for name in ("memory", "cpuacct", "pids"):
             os.makedirs(f"{GROUPS}/{name}")
             linux.mount("cgroup", f"{GROUPS}/{name}", "cgroup", QUIET, name)
         self._cpu_before = _number("cpuacct/cpuacct.usage")
@@ -38,7 +39,8 @@ class Together(guest.Limits):  # type: ignore[misc]  # it finds its base only in
         """Which limit it has met."""
         if self._cpu_ms() > job["cpu_ms"]:
             return "cpu-time"
-        if _number("memory/memory.usage_in_bytes") - self._memory_before > job["memory_bytes"]:
+        most = job["memory_bytes"] + COPIED_BYTES * _number("pids/pids.current")
+        if _number("memory/memory.usage_in_bytes") - self._memory_before > most:
             return "memory"
         count, size = _used(job["files"])
         return "disk" if count > job["files"] or size > job["disk_bytes"] else ""
