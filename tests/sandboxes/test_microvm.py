@@ -227,6 +227,17 @@ async def test_a_state_is_kept_whole_and_not_taken_from_where_others_may_write(t
         vm_state.read(tmp_path / "states" / "key", "tcg", 8 * MIB)
 
 
+async def test_of_many_states_the_newest_are_kept(tmp_path: Path) -> None:
+    state = vm_state.State.empty("tcg", 1 * MIB)
+    for number in range(vm_state.KEPT_MAX + 3):
+        vm_state.write(state, tmp_path / f"key-{number}")
+        os.utime(tmp_path / f"key-{number}", (number, number))
+    state.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"key-{number}" for number in range(3, 3 + vm_state.KEPT_MAX)
+    ]
+
+
 async def test_equal_contents_make_an_equal_image(tmp_path: Path) -> None:
     first = vm_image.build(tmp_path / "one", tools=tools())
     assert vm_image.build(tmp_path / "two", tools=tools()) == first

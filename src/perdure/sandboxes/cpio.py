@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, Protocol
 
 BLOCK = 4
+
+
+class Sink(Protocol):
+    """Where bytes are written."""
+
+    def write(self, data: Any, /) -> int:
+        """Some more of them."""
+        ...
 
 
 class Archive:
@@ -16,7 +24,7 @@ class Archive:
         target: where it is written.
     """
 
-    def __init__(self, target: BinaryIO) -> None:
+    def __init__(self, target: Sink) -> None:
         self._target = target
         self._names: set[str] = set()
         self._inode = 0

@@ -260,6 +260,11 @@ class MicrovmSandboxes:
         finally:
             os.close(device)
         guest.let_go.append(monitor.close)
+        try:
+            await Monitor(monitor).resumed()
+        except BaseException:
+            await guest.close()
+            raise
         return guest
 
     # -- jobs

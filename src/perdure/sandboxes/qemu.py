@@ -162,6 +162,25 @@ class Monitor:
         except (TimeoutError, OSError, msgspec.DecodeError) as error:
             raise SandboxUnavailableError(f"QEMU's monitor does not answer `{command}`: {error!r}") from error
 
+    async def resumed(self) -> None:
+        """Until a machine that was told to load a state goes on from it.
+
+        Raises:
+            SandboxUnavailableError: it does not.
+        """
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                while True:
+                    said = msgspec.json.decode(await self._line())
+                    if "error" in said:
+                        raise SandboxUnavailableError(
+                            f"QEMU cannot load a micro-VM: {said['error'].get('desc', '')}"
+                        )
+                    if said.get("event") == "RESUME":
+                        return
+        except (TimeoutError, OSError, msgspec.DecodeError) as error:
+            raise SandboxUnavailableError(f"QEMU does not go on from a saved micro-VM: {error!r}") from error
+
     async def _line(self) -> bytes:
         while (place := self._held.find(b"\n")) < 0:
             data = await asyncio.get_running_loop().sock_recv(self._channel, 65_536)

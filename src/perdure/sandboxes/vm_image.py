@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import lzma
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from perdure.core.errors import SandboxUnavailableError
 from perdure.sandboxes.cpio import Archive
 from perdure.sandboxes.zygotes import interpreter
 
 INSIDE = Path(__file__).parent / "inside"
+FORMAT = 1  # one more when an image is made in another way from the same things
 KERNEL, ROOT, MADE_OF = "kernel", "root.cpio", "made-of.json"
 ASK_S = 30  # for an interpreter to say where its library is
 MODULES = (  # in this order: each needs those before it; a kernel may have them built in
@@ -36,6 +40,12 @@ PROGRAMS = (
 SKIPPED = {
     "test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip", "turtledemo", "pydoc_data", "site-packages", "dist-packages", "turtle.py",
 }  # fmt: skip
+COMPILE_S = 120  # all of a library, on a busy machine
+COMPILING = """
+import compileall, py_compile, sys
+mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+compileall.compile_dir(sys.argv[1], stripdir=sys.argv[1], prependdir="/", quiet=2, force=True, invalidation_mode=mode)
+"""
 ASKED = """
 import json, sys, sysconfig
 paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
@@ -69,20 +79,41 @@ def build(into: Path, *, tools: Path | None = None, python: str | None = None) -
     """
     kernel, modules = find_kernel([tools, Path("/")])
     into.mkdir(parents=True, exist_ok=True)
-    beside = into / f".{ROOT}-{os.getpid()}"
-    try:
-        with beside.open("wb") as target:
-            _fill(Archive(target), modules, python or interpreter())
-        digest = hashlib.sha256(kernel.read_bytes())
-        digest.update(beside.read_bytes())
-        if digest_of(into) != digest.hexdigest():
-            (into / MADE_OF).unlink(missing_ok=True)  # whoever is interrupted leaves nothing that looks whole
-            beside.rename(into / ROOT)
-            (into / KERNEL).write_bytes(kernel.read_bytes())
-            (into / MADE_OF).write_text(json.dumps({"digest": digest.hexdigest(), "kernel": kernel.name}))
-    finally:
-        beside.unlink(missing_ok=True)
-    return digest.hexdigest()
+    python = python or interpreter()
+    sum_ = _Sum(kernel.read_bytes())
+    _fill(Archive(sum_), modules, python)
+    digest = sum_.digest
+    if digest_of(into) == digest:
+        return digest
+    with (
+        tempfile.TemporaryDirectory(dir=into, prefix=".making-") as beside,
+        Path(beside, ROOT).open("wb") as target,
+    ):
+        archive = Archive(target)
+        _compile(archive, Path(beside), python)
+        _fill(archive, modules, python)
+        (into / MADE_OF).unlink(missing_ok=True)  # whoever is interrupted leaves nothing that looks whole
+        Path(beside, ROOT).rename(into / ROOT)
+        (into / KERNEL).write_bytes(kernel.read_bytes())
+    (into / MADE_OF).write_text(json.dumps({"digest": digest, "kernel": kernel.name}))
+    return digest
+
+
+class _Sum(io.RawIOBase):
+    """The digest of what is written."""
+
+    def __init__(self, data: bytes) -> None:
+        self._sum = hashlib.sha256(b"%d" % FORMAT + data)
+
+    def write(self, data: Any) -> int:
+        """Some more."""
+        self._sum.update(data)
+        return len(data)
+
+    @property
+    def digest(self) -> str:
+        """Of all of it."""
+        return self._sum.hexdigest()
 
 
 def find_kernel(places: Iterable[Path | None]) -> tuple[Path, list[Path]]:
@@ -168,13 +199,10 @@ def _fill(archive: Archive, modules: list[Path], python: str) -> None:
 
 def _python(archive: Archive, python: str) -> str:
     """An interpreter with its library, where it is on this machine; its path."""
-    asked = [python, "-I", "-S", "-c", ASKED]
-    found = subprocess.run(asked, capture_output=True, check=True, timeout=ASK_S, env={})
-    executable, prefix, libraries = json.loads(found.stdout)
-    place = str(Path(executable).resolve())
+    place, prefix, libraries = _asked(python)
     _program(archive, place, Path(place))
     archive.link("/usr/bin/python3", place)
-    for library in sorted(set(libraries)):
+    for library in libraries:
         for path in _library(Path(library)):
             if path.suffix == ".so":
                 _program(archive, str(path), path)
@@ -185,13 +213,38 @@ def _python(archive: Archive, python: str) -> str:
     return place
 
 
+def _compile(archive: Archive, beside: Path, python: str) -> None:
+    """The library in the form that is loaded fastest, whatever the times of its files are; what a host has of it is not deterministic."""
+    copied = beside / "library"
+    for library in _asked(python)[2]:
+        for path in _library(Path(library)):
+            if path.suffix == ".py":
+                target = copied / str(path).lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    asked = [python, "-I", "-S", "-B", "-c", COMPILING, str(copied)]
+    subprocess.run(
+        asked, capture_output=True, check=False, timeout=COMPILE_S, env={}
+    )  # what is no Python stays as it is
+    for path in sorted(copied.glob("**/*.pyc")):
+        archive.copy(f"/{path.relative_to(copied)}", path)
+
+
+def _asked(python: str) -> tuple[str, str, list[str]]:
+    """Where an interpreter is, its prefix, and its library."""
+    asked = [python, "-I", "-S", "-c", ASKED]
+    done = subprocess.run(asked, capture_output=True, check=True, timeout=ASK_S, env={})
+    executable, prefix, libraries = json.loads(done.stdout)
+    return str(Path(executable).resolve()), str(prefix), sorted(set(libraries))
+
+
 def _library(folder: Path) -> Iterable[Path]:
     for path in sorted(folder.iterdir()):
         if path.name in SKIPPED or path.name.startswith(("config-", "_sysconfigdata")):
             continue
         if path.is_dir():
             yield from _library(path)
-        elif not re.search(r"\.opt-\d\.pyc$|\.a$|_tkinter|_test|_ctypes_test", path.name):
+        elif not re.search(r"\.pyc$|\.a$|_tkinter|_test|_ctypes_test", path.name):
             yield path
 
 

@@ -21,6 +21,7 @@ FORMAT = 1  # one more when the way in which a machine is started or saved chang
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 SEALING_MAX, SEALING_S = 500, 0.02  # how often, and how long apart, it is tried
 PAGES_BYTES = 64 << 10  # zeros of this size are not kept
+KEPT_MAX = 4  # states in a folder: of some limits and accelerators; what an older image has left is let go
 RAM, DEVICE = "ram", "device"
 MODE = (
     0o777  # of what is in memory: whoever has the descriptor may map it, and the seals say what he may change
@@ -145,6 +146,7 @@ def write(state: State, folder: Path) -> None:
                 _copy(source, target.fileno())
         with contextlib.suppress(OSError):  # another process was first: its state is as good
             beside.rename(folder)
+        _forget_oldest(folder.parent)
     except OSError as error:
         raise SandboxUnavailableError(f"the saved micro-VM cannot be kept in {folder}: {error}") from error
     finally:
@@ -152,6 +154,19 @@ def write(state: State, folder: Path) -> None:
             (beside / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             beside.rmdir()
+
+
+def _forget_oldest(folder: Path) -> None:
+    """All but the newest ones. Who has loaded one needs it no more."""
+    kept = sorted(
+        (path for path in folder.iterdir() if not path.name.startswith(".")),
+        key=lambda path: path.stat().st_mtime,
+    )
+    for path in kept[:-KEPT_MAX]:
+        for name in (RAM, DEVICE):
+            (path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _copy(source: int, target: int) -> None:
