@@ -14,7 +14,7 @@ from collections.abc import Callable
 HELPERS = ("linux", "landlock", "root", "files", "sandbox", "execute")
 
 
-def execute(code: str, met: Callable[[BaseException], int]) -> int:
+def execute(code: str, met: Callable[[BaseException], int], place: str = "/workspace") -> int:
     """Do what an interpreter does with a script, from its first line to its exit code."""
     random.seed()  # its state was forked
     sys.stdin, sys.stdout, sys.stderr = (
@@ -23,7 +23,7 @@ def execute(code: str, met: Callable[[BaseException], int]) -> int:
         open(2, "w", closefd=False),
     )
     sys.argv = ["<action>"]
-    sys.path[:] = ["/workspace", *(path for path in sys.path if not path.startswith("/proc/"))]
+    sys.path[:] = [place, *(path for path in sys.path if not path.startswith("/proc/"))]
     for name in HELPERS:
         sys.modules.pop(name, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -134,7 +134,7 @@ def work(channel: socket.socket) -> None:
         if len(descriptors) > STANDARD:
             files.put(descriptors.pop(), "/workspace")
     except OSError as error:
-        os._exit(_met(error) or 126)
+        os._exit(met(error) or 126)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.closerange(STANDARD, DESCRIPTORS_MAX)
@@ -150,10 +150,10 @@ def work(channel: socket.socket) -> None:
     os.environ.clear()
     os.environ.update({"PATH": "/usr/bin:/bin", "HOME": "/workspace", "LANG": "C.UTF-8", **job["env"]})
     if job["argv"]:
-        _become(job["argv"])
+        become(job["argv"])
     from execute import execute
 
-    os._exit(execute(job["code"], _met) & 255)
+    os._exit(execute(job["code"], met) & 255)
 
 
 def _open_doors(channel: socket.socket, ports: list[int]) -> None:
@@ -170,7 +170,8 @@ def _open_doors(channel: socket.socket, ports: list[int]) -> None:
         listener.close()
 
 
-def _become(argv: list[str]) -> None:
+def become(argv: list[str]) -> None:
+    """Execute a program in place of this one; one that cannot be started ends with 127 or 126."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -180,7 +181,7 @@ def _become(argv: list[str]) -> None:
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def _met(error: BaseException) -> int:
+def met(error: BaseException) -> int:
     """The exit code for an error by which code met a limit; 0 for another one."""
     name = ""
     if isinstance(error, MemoryError):
