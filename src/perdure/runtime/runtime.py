@@ -117,7 +117,7 @@ class Runtime:
         folder, known, rules = Path(path), register(agents), rules or Rules()
         chosen = settings or settings_from(os.environ)
         chosen_walls = sandboxes or SandboxRules()
-        toolsets = [*toolsets, *built_in(chosen_walls, folder, toolsets)]
+        toolsets = [*toolsets, *built_in(chosen_walls, folder, toolsets, secrets)]
         own, undoing = AgentsToolset(known), Undoing(toolsets, rules.flow)
         known = {**known, undoing.agent.name: undoing.agent}
         world = World(

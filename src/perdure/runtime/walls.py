@@ -14,8 +14,11 @@ from perdure.core.errors import DefinitionError, SandboxUnavailableError
 from perdure.core.sandbox import SandboxLimits, Tier
 from perdure.core.verdicts import TIERS
 from perdure.gateway.gates.walls import is_as_strong
-from perdure.ports import Sandboxes, Toolset
+from perdure.ports import Sandboxes, Secrets, Toolset
+from perdure.runtime.secrets import LocalSecrets
+from perdure.runtime.system import SystemClock
 
+PATHS = ("tools", "image")  # options that are
 SANDBOX = "sandbox"  # the toolset of code and files
 WORKSPACES = "workspaces"  # the folder of the runs' files, in the data directory
 Make = Callable[[SandboxLimits, Mapping[str, Any]], Sandboxes]
@@ -49,11 +52,14 @@ class ConfiguredWalls:
     Args:
         rules: which tiers, with what.
         make: how sandboxes of a tier are made.
+        secrets: resolves the keys of services elsewhere.
     """
 
-    def __init__(self, rules: SandboxRules, make: Mapping[str, Make] | None = None) -> None:
+    def __init__(
+        self, rules: SandboxRules, make: Mapping[str, Make] | None = None, *, secrets: Secrets | None = None
+    ) -> None:
         self._rules = rules
-        self._make = makers() if make is None else make
+        self._make = makers(secrets) if make is None else make
         self._open: dict[Tier, Sandboxes] = {}
         self._opening = asyncio.Lock()
 
@@ -95,38 +101,97 @@ class ConfiguredWalls:
                 await sandboxes.close()
 
 
-def built_in(rules: SandboxRules, folder: Path, toolsets: Sequence[Toolset]) -> list[Toolset]:
+def built_in(
+    rules: SandboxRules, folder: Path, toolsets: Sequence[Toolset], secrets: Secrets | None = None
+) -> list[Toolset]:
     """The toolset ``sandbox``, unless one of the configuration has its name.
 
     Args:
         rules: where code is executed.
         folder: the data directory.
         toolsets: those of the configuration.
+        secrets: resolves the keys of services elsewhere.
     """
     if any(toolset.name == SANDBOX for toolset in toolsets):
         return []
     from perdure.tools.sandbox import SandboxToolset
     from perdure.tools.workspaces import Workspaces
 
-    return [SandboxToolset(ConfiguredWalls(rules), Workspaces(folder / WORKSPACES), limits=rules.limits)]
+    walls = ConfiguredWalls(rules, secrets=secrets or LocalSecrets.default(folder))
+    return [SandboxToolset(walls, Workspaces(folder / WORKSPACES), limits=rules.limits)]
 
 
-def makers() -> dict[str, Make]:
-    """How the sandboxes of each tier are made; imported when they are."""
+def makers(secrets: Secrets | None = None) -> dict[str, Make]:
+    """How the sandboxes of each tier are made; imported when they are.
+
+    Args:
+        secrets: resolves the keys of services elsewhere.
+    """
 
     def namespace(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
         from perdure.sandboxes.namespace import NamespaceSandboxes
 
-        return NamespaceSandboxes(limits, **_tuples(options))
+        return NamespaceSandboxes(limits, **_read(options))
+
+    def gvisor(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
+        from perdure.sandboxes.gvisor import GvisorSandboxes
+
+        return GvisorSandboxes(limits, **_read(options))
+
+    def microvm(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
+        from perdure.sandboxes.microvm import MicrovmSandboxes
+
+        return MicrovmSandboxes(limits, **_read(options))
+
+    def remote(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
+        return _remote(limits, _read(options), secrets)
 
     def unwalled(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
         from perdure.sandboxes.unwalled import UnwalledSandboxes
 
         return UnwalledSandboxes(limits, **options)
 
-    return {"none": unwalled, "namespace": namespace}
+    return {"none": unwalled, "namespace": namespace, "gvisor": gvisor, "microvm": microvm, "remote": remote}
 
 
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML has arrays where options are tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+def _remote(limits: SandboxLimits, options: dict[str, Any], secrets: Secrets | None) -> Sandboxes:
+    """Sandboxes of a service elsewhere, by its ``service``.
+
+    Raises:
+        SandboxUnavailableError: none is configured, or none of that name is known.
+    """
+    from perdure.sandboxes.remote import RemoteSandboxes, RemoteService
+
+    name = options.pop("service", "")
+    made: RemoteService
+    allows_network = bool(options.pop("allows_network", False))
+    match name:
+        case "e2b":
+            from perdure.sandboxes.remote_e2b import E2BService
+
+            made = E2BService(secrets=secrets, **options)
+        case "opensandbox":
+            from perdure.sandboxes.remote_opensandbox import OpenSandboxService
+
+            made = OpenSandboxService(secrets=secrets, **options)
+        case "kubernetes":
+            from perdure.sandboxes.remote_kubernetes import KubernetesService
+
+            made = KubernetesService(secrets=secrets, clock=SystemClock(), **options)
+        case _:
+            raise SandboxUnavailableError(
+                f"no service is configured (found `{name:.40}`): say `service` in `[sandbox.options.remote]`, one of `e2b`, `opensandbox`, "
+                "`kubernetes`, and where it is"
+            )
+    return RemoteSandboxes(made, limits, allows_network=allows_network)
+
+
+def _read(options: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has arrays where options are tuples, and texts where they are paths."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in PATHS:
+            found[name] = Path(str(value))
+        else:
+            found[name] = tuple(value) if isinstance(value, list) else value
+    return found
