@@ -44,6 +44,7 @@ class Agent:
         subscribes: topics; each publication starts a run with the published body as its input.
         budget: what each run may use, with everything that it starts.
         program: the command of a hosted program (better: use ``process``).
+        command: of the worker program that has its code (better: use ``external``).
         roles: what policies may call it by, such as ``clerk``.
         agency: what it may do on its own: one word or 0 to 3 points for each of the twelve criteria of
             ``perdure.governance.risk.CRITERIA``, by fact. What is not said counts the most.
@@ -69,6 +70,7 @@ class Agent:
         subscribes: Sequence[str] = (),
         budget: Budget | None = None,
         program: Program | None = None,
+        command: Sequence[str] | None = None,
         roles: Sequence[str] = (),
         agency: Mapping[str, str | int] | None = None,
         risk: Risk | None = None,
@@ -78,6 +80,7 @@ class Agent:
             raise DefinitionError(f"agent `{name}` needs either a handler or a model")
         self.budget = budget
         self.program = program
+        self.command = None if command is None else tuple(command)
         self.roles = tuple(checked_name("a role", role) for role in roles)
         if risk not in (None, *RISKS):
             raise DefinitionError(f"agent `{name}` has `risk={risk!r}`, expected one of {RISKS}")

@@ -19,9 +19,10 @@ from perdure.core.models import Upstream
 from perdure.core.principals import Principal
 from perdure.core.records import Conflict, RunFilter, RunRecord, Schedule, Status, statuses
 from perdure.core.values import Payload, pack
+from perdure.core.workers import Isolation, WorkerRules
 from perdure.engines.embedded import EmbeddedEngine, works
 from perdure.engines.embedded.acts import Outside
-from perdure.engines.embedded.engine import SEED_BITS
+from perdure.engines.embedded.engine import SEED_BITS, Places
 from perdure.engines.embedded.watch import Live
 from perdure.ports import Clock, Entropy, Secrets, Store, Telemetry, Toolset
 from perdure.runtime import forks
@@ -33,6 +34,7 @@ from perdure.runtime.auditing import Audit
 from perdure.runtime.config import settings_from
 from perdure.runtime.containment import Containments
 from perdure.runtime.drifting import Drift
+from perdure.runtime.isolating import isolated
 from perdure.runtime.handle import Answerable, RunHandle
 from perdure.runtime.keeping import keeping
 from perdure.runtime.opening import governance_of, opened
@@ -93,6 +95,7 @@ class Runtime:
         secrets: Secrets | None = None,
         rules: Rules | None = None,
         sandboxes: SandboxRules | None = None,
+        isolation: Isolation | WorkerRules = "none",
     ) -> AsyncIterator[Runtime]:
         """Open a data directory (made if missing) and drive the runs of ``agents``; unfinished ones go on at once.
 
@@ -109,10 +112,12 @@ class Runtime:
             secrets: resolves ``secret://`` references; by default environment, files and keyring.
             rules: what actions are judged by; without them agents may do what their charter says.
             sandboxes: where the toolset ``sandbox`` executes code; by default in namespaces.
+            isolation: where agent code runs: ``none`` is this process; ``process`` and ``namespace`` are worker processes.
 
         Raises:
             DataDirLockedError, DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
             DefinitionError: two agents have one name, or a setting cannot work.
+            SandboxUnavailableError: the isolation that was asked for cannot be had here.
         """
         folder, known, rules = Path(path), register(agents), rules or Rules()
         chosen = settings or settings_from(os.environ)
@@ -130,8 +135,9 @@ class Runtime:
                 world, known, folder=folder, settings=chosen, telemetry=telemetry, governance=governance, rules=rulebook
             )  # fmt: skip
             async with cls.over(
-                store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached
-            ) as runtime:
+                store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached,
+                places=isolated(register(agents), isolation, chosen),
+            ) as runtime:  # fmt: skip
                 own.runtime = undoing.runtime = runtime
                 runtime.undoing, runtime.audit.keys = undoing, keys
                 async with contextlib.nullcontext() if beside else keeping(runtime, keys, rules):
@@ -148,6 +154,7 @@ class Runtime:
         telemetry: Telemetry | None,
         drive: bool,
         reached: contextlib.AbstractAsyncContextManager[Outside] | None = None,
+        places: contextlib.AbstractAsyncContextManager[Places | None] | None = None,
     ) -> AsyncIterator[Runtime]:
         """A runtime on a store that is open already."""
         clock, entropy = SystemClock(), SystemEntropy()
@@ -156,17 +163,12 @@ class Runtime:
             yield runtime
             runtime.is_closed = True
             return
-        async with reached or contextlib.nullcontext() as outside:
+        nothing: contextlib.nullcontext[None] = contextlib.nullcontext()
+        async with reached or nothing as outside, places or nothing as elsewhere:
             engine = EmbeddedEngine(
-                store,
-                agents,
-                clock=clock,
-                entropy=entropy,
-                settings=settings,
-                telemetry=telemetry,
-                alone=True,
-                outside=outside,
-            )
+                store, agents, clock=clock, entropy=entropy, settings=settings, telemetry=telemetry, alone=True,
+                outside=outside, places=elsewhere,
+            )  # fmt: skip
             watchdog = Watchdog(engine.loop, engine.worker, settings.block_ms)
             runtime = cls(store, agents, engine, clock=clock, entropy=entropy, settings=settings)
             await engine.begin()

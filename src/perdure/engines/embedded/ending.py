@@ -10,8 +10,8 @@ from perdure.core import entries as e
 from perdure.core.errors import BlockedError, InputInvalidError, PayloadTooLargeError, PerdureError
 from perdure.core.records import Status
 from perdure.core.values import pack
+from perdure.engines.embedded.attempts import failure_of
 from perdure.engines.embedded.host import Host
-from perdure.engines.embedded.steps import failure_of
 from perdure.engines.embedded.waits import position, record
 from perdure.engines.embedded.works import end_effects
 from perdure.gateway import ledger

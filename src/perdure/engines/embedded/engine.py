@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from perdure.agents.agent import Agent
 from perdure.agents.requests import ProgramCall
@@ -31,6 +31,14 @@ log = logging.getLogger("perdure.engine")
 SEED_BITS = 62  # fits SQLite's and JSON's signed 64-bit integers
 
 
+class Places(Protocol):
+    """Where the code of agents runs, if not in this process."""
+
+    def host(self, worker: Worker, run: RunRecord, agent: Agent) -> Host | None:
+        """A host for a run whose code runs elsewhere; ``None``: it runs here."""
+        ...
+
+
 class EmbeddedEngine:
     """Drives the runs of the given agents on one store.
 
@@ -45,6 +53,7 @@ class EmbeddedEngine:
         alone: no other engine works on this store, so leases of others are dead.
         thread: runs a plain function in a thread; ``None`` where there are none (the simulator).
         outside: the gateway, the tools of each agent, and where programs run; without it runs cannot act.
+        places: where the code of agents runs; without it, in this process.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class EmbeddedEngine:
         alone: bool = False,
         thread: Callable[..., Coroutine[Any, Any, Any]] | None = asyncio.to_thread,
         outside: Outside | None = None,
+        places: Places | None = None,
     ) -> None:
         self.store = store
         self.agents = agents
@@ -71,6 +81,7 @@ class EmbeddedEngine:
         self.alone = alone
         self.thread = thread
         self.outside = outside
+        self.places = places
         self.loop = asyncio.get_running_loop()
         self.hosts: dict[str, Host] = {}
         self.parked: OrderedDict[str, Host] = OrderedDict()
@@ -136,6 +147,12 @@ class EmbeddedEngine:
             log.error("task %s of the engine failed", task.get_name(), exc_info=error)
 
     # -- runs in memory
+    def host(self, run: RunRecord) -> Host:
+        """A run in memory, before its first entry."""
+        agent = self.agents[run.agent]
+        found = None if self.places is None else self.places.host(self.worker, run, agent)
+        return found or Host(self.worker, run, agent)
+
     def adopt(self, host: Host) -> None:
         """Keep a host as an executing run."""
         self.hosts[host.run_id] = host
@@ -144,7 +161,7 @@ class EmbeddedEngine:
     def rest(self, host: Host) -> None:
         """Keep a parked host in memory, and evict the one that has been parked longest if there are too many."""
         self.active[host.agent.name] -= 1
-        host.is_parked = True
+        host.rest()
         self.parked[host.run_id] = host
         if self.suspect == host.run_id:
             self.suspect = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -32,7 +32,7 @@ from perdure.core.principals import Chain, Principal
 from perdure.core.records import RunRecord
 from perdure.core.values import Payload, too_large
 from perdure.engines.embedded.loop import RunLoop
-from perdure.engines.embedded.open_call import Driver, OpenCall, is_wait, note, tell_end, tell_gone
+from perdure.engines.embedded.open_call import Driver, OpenCall, is_wait, mismatch, note, tell_end, tell_gone
 from perdure.engines.embedded.results import value_of
 from perdure.gateway.hosted import Attempt
 from perdure.gateway.memory import RunMemory
@@ -44,9 +44,7 @@ class Host:
     def __init__(self, driver: Driver, record: RunRecord, agent: Agent) -> None:
         self.driver = driver
         self.run_id = record.id
-        self.names: list[str] = [
-            record.id
-        ]  # what ``run.id`` says, now and after each fork that is still to come
+        self.names = [record.id]  # what ``run.id`` says, now and after each fork that is still to come
         self.agent = agent
         self.session = record.session
         self.parent = record.parent
@@ -81,7 +79,9 @@ class Host:
         self.busy = 0  # tasks of the engine that work for this run
         self.alarm: asyncio.TimerHandle | None = None
         self.alarm_ms: int | None = None
-        self.main: asyncio.Task[Any] | None = None
+        self.main: asyncio.Future[Any] | None = None
+        self.attempts: Callable[[OpenCall, int], Awaitable[bytes]] | None = None  # of steps, if not made here
+        self.is_computing = False  # its code, elsewhere, has not said yet what it does next
         self.pins: dict[str, str] = {}  # digests of the tools that the run goes by
         self.has_acted = False
         self.principals: Chain = ()  # the run itself, then who it acts for
@@ -164,13 +164,16 @@ class Host:
         started = journal[0]
         if not isinstance(started, e.RunStarted):
             raise ReplayError("the journal does not begin with `RunStarted`")
+        self.seq, self.at_ms = journal[-1].seq, journal[-1].at_ms
         self._see(started)
         self._start(started)
+        self._replay(journal[1:])
+
+    def _replay(self, entries: Sequence[e.AnyEntry]) -> None:
         self.loop.drain()
-        for entry in journal[1:]:
+        for entry in entries:
             self._apply(entry)
             self.loop.drain()
-        self.seq, self.at_ms = journal[-1].seq, journal[-1].at_ms
         self.is_live = True
 
     def go_live(self) -> None:
@@ -191,6 +194,9 @@ class Host:
                 self.run_id, self.agent.name, started, self.driver.bytes_of, is_hosted=is_hosted
             )
         args, kwargs = self.agent.parameters.read_input(self.driver.bytes_of(started.input))
+        self._run_code(started, args, kwargs)
+
+    def _run_code(self, started: e.RunStarted, args: list[Any], kwargs: dict[str, Any]) -> None:  # noqa: ARG002 - where it runs elsewhere it needs more
         handler = self.agent.handler
         if handler is None:
             raise DefinitionError(f"agent `{self.agent.name}` has no code")
@@ -226,7 +232,7 @@ class Host:
                 self._apply_call(entry)
             case e.TimerFired(timer=timer):
                 if not self.loop.fire(timer):
-                    raise self._mismatch(entry, f"timer {timer}", "fewer timers")
+                    raise mismatch(self.run_id, entry, f"timer {timer}", "fewer timers")
             case e.CancelRequested():
                 self.cancel = entry
                 if self.main is not None:
@@ -241,7 +247,7 @@ class Host:
             case e.ToolsPinned(digests=digests):
                 self.pins = digests
             case e.RunCompleted() | e.RunFailed() | e.RunCancelled():
-                raise self._mismatch(entry, "the end of the run", "an agent that goes on")
+                raise mismatch(self.run_id, entry, "the end of the run", "an agent that goes on")
             case _:
                 pass
 
@@ -257,11 +263,10 @@ class Host:
                 return
         expected = f"{entry.kind} `{entry.name}` {entry.digest}".rstrip()
         if open_call is None:
-            raise self._mismatch(entry, expected, "no such call")
+            raise mismatch(self.run_id, entry, expected, "no such call")
         request = open_call.request
         if (request.kind, request.name, request.digest) != (entry.kind, entry.name, entry.digest):
-            raise self._mismatch(
-                entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip()
+            raise mismatch(self.run_id, entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip()
             )
         if self.memory is not None:
             self.memory.see(entry, self.driver.bytes_of)
@@ -316,16 +321,7 @@ class Host:
             )
             expected = f"{wait.kind} `{wait.name}`"
             if found != expected or (open_call and open_call.request.digest != wait.digest):
-                raise self._mismatch(entry, expected, found)
-
-    def _mismatch(self, entry: e.Entry, expected: str, found: str) -> ReplayError:
-        call = getattr(entry, "call", None)
-        where = f"entry {entry.seq}" + (f" (call {call})" if call is not None else "")
-        message = (
-            f"{where} of run `{self.run_id}` records {expected}, but the agent made {found}; "
-            "its code changed: guard the change with `run.patched(...)`, or deploy the old code"
-        )
-        return ReplayError(message, expected=expected, found=found, seq=entry.seq)
+                raise mismatch(self.run_id, entry, expected, found)
 
     def labelled(self, payload: Payload, data: bytes, names: Collection[str] = ()) -> Payload:
         """A value that leaves the run for another one (with these parameters), with where its parts come from if that is tracked."""
@@ -373,6 +369,10 @@ class Host:
         if self.deadline_ms is not None and self.cancel is None:
             dues.append(self.deadline_ms)
         return min(dues, default=None)
+
+    def rest(self) -> None:
+        """Wait in memory: something in the store wakes it."""
+        self.is_parked = True
 
     def close(self) -> None:
         """Leave memory: the agent's code stops where it is and can do nothing durable any more."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from perdure.agents.requests import WAITS, ActCall, ProgramCall, Request
 from perdure.core import entries as e
 from perdure.core.actions import ActionState
-from perdure.core.errors import RunEndedError
+from perdure.core.errors import ReplayError, RunEndedError
 from perdure.core.values import Payload
 
 if TYPE_CHECKING:
@@ -168,6 +168,17 @@ def tell_gone(open_call: OpenCall) -> None:
         if future is not None and not future.done():
             future.set_exception(RunEndedError(f"run `{open_call.host.run_id}` is not in memory any more"))
             future.exception()  # nobody may be left to look at it
+
+
+def mismatch(run: str, entry: e.Entry, expected: str, found: str) -> ReplayError:
+    """The code made another call than the one that is recorded."""
+    call = getattr(entry, "call", None)
+    where = f"entry {entry.seq}" + (f" (call {call})" if call is not None else "")
+    message = (
+        f"{where} of run `{run}` records {expected}, but the agent made {found}; "
+        "its code changed: guard the change with `run.patched(...)`, or deploy the old code"
+    )
+    return ReplayError(message, expected=expected, found=found, seq=entry.seq)
 
 
 def _tell(open_call: OpenCall, state: ActionState) -> None:

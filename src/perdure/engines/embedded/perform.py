@@ -18,9 +18,9 @@ from perdure.core.ids import child_id
 from perdure.core.records import Question
 from perdure.core.values import Payload, pack
 from perdure.engines.embedded import works
+from perdure.engines.embedded.attempts import failure_of
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.open_call import OpenCall
-from perdure.engines.embedded.steps import failure_of
 from perdure.engines.embedded.waits import position, record
 from perdure.ports import Transaction
 

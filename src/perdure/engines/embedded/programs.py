@@ -11,10 +11,11 @@ from perdure.agents.requests import ProgramCall
 from perdure.core import entries as e
 from perdure.core.errors import DefinitionError, PerdureError
 from perdure.core.values import pack
+from perdure.engines.embedded.attempts import failure_of
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.seat import HostSeat
-from perdure.engines.embedded.steps import PARK_BACKOFF_MS, failure_of
+from perdure.engines.embedded.steps import PARK_BACKOFF_MS
 from perdure.gateway.hosted import Attempt
 from perdure.gateway.seat import Make
 from perdure.kernel.retry import JITTER_BITS, delay_ms

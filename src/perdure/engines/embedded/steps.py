@@ -6,18 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from perdure.agents.requests import StepCall
-from perdure.agents.step import Step
 from perdure.core import entries as e
-from perdure.core.errors import (
-    PerdureError,
-    RefusedError,
-    ResultInvalidError,
-    StepError,
-    StepTimeoutError,
-    UsageError,
-)
-from perdure.core.limits import ERROR_TEXT_MAX
 from perdure.core.values import pack
+from perdure.engines.embedded.attempts import attempt, failure_of, is_final
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.open_call import OpenCall
 from perdure.engines.embedded.waits import position, record
@@ -37,22 +28,22 @@ async def run_step(worker: Worker, host: Host, open_call: OpenCall) -> None:
         return
     step = request.step
     while True:
-        attempt = open_call.attempt + 1
+        number = open_call.attempt + 1
         telemetry = worker.engine.telemetry
         try:
             if telemetry.is_on:
                 attributes: dict[str, str | int | float | bool] = {
                     "perdure.run": host.run_id,
                     "perdure.step": step.name,
-                    "perdure.attempt": attempt,
+                    "perdure.attempt": number,
                 }
                 with telemetry.span("perdure.step", attributes):
-                    data = await _attempt(worker, step, request.arguments)
+                    data = await _attempt(worker, host, open_call, request, number)
             else:
-                data = await _attempt(worker, step, request.arguments)
+                data = await _attempt(worker, host, open_call, request, number)
             result, blobs = pack(data, worker.engine.settings.payload_bytes_max)
         except Exception as error:  # noqa: BLE001 - the step's own error: recorded, and raised in the agent
-            if not await _failed(worker, host, open_call, error, attempt):
+            if not await _failed(worker, host, open_call, error, number):
                 return
             continue
         now_ms = worker.wall_ms()
@@ -66,7 +57,7 @@ async def run_step(worker: Worker, host: Host, open_call: OpenCall) -> None:
                 name=request.name,
                 digest=request.digest,
                 result=result,  # noqa: B023
-                attempt=attempt,  # noqa: B023
+                attempt=number,  # noqa: B023
             )
             return record(tx, host, entry, blobs)  # noqa: B023
 
@@ -74,36 +65,12 @@ async def run_step(worker: Worker, host: Host, open_call: OpenCall) -> None:
         return
 
 
-async def _attempt(worker: Worker, step: Step[..., Any], arguments: bytes) -> bytes:
-    """One attempt: fresh arguments in, checked JSON out."""
-    args, kwargs = step.decode_arguments(arguments)
-    if step.timeout_ms is None:
-        return step.encode_result(await _call(worker, step, args, kwargs))
-    limit = asyncio.timeout(step.timeout_ms / 1000)
-    try:
-        async with limit:
-            value = await _call(worker, step, args, kwargs)
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        message = f"step `{step.name}` took longer than {step.timeout_ms} ms"
-        raise StepTimeoutError(message, step=step.name, timeout_ms=step.timeout_ms) from error
-    return step.encode_result(value)
-
-
-async def _call(worker: Worker, step: Step[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
-    if step.is_async:
-        try:
-            return await step.function(*args, **kwargs)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise StepError(f"step `{step.name}` cancelled itself") from error
-    thread = worker.engine.thread
-    if thread is None:
-        return step.function(*args, **kwargs)
-    return await thread(step.function, *args, **kwargs)
+async def _attempt(worker: Worker, host: Host, open_call: OpenCall, request: StepCall, number: int) -> bytes:
+    """Here, or where the code of the run is."""
+    if host.attempts is not None:
+        return await host.attempts(open_call, number)
+    step = request.step
+    return await attempt(step, request.arguments, worker.engine.thread)
 
 
 async def _failed(worker: Worker, host: Host, open_call: OpenCall, error: Exception, attempt: int) -> bool:
@@ -112,7 +79,7 @@ async def _failed(worker: Worker, host: Host, open_call: OpenCall, error: Except
     if not isinstance(request, StepCall):
         return False
     step = request.step
-    final = attempt > step.retries or _is_final(error, step)
+    final = attempt > step.retries or is_final(error, step)
     now_ms = worker.wall_ms()
     wait_ms = 0 if final else delay_ms(
         attempt, first_ms=step.backoff_ms, max_ms=step.backoff_ms_max, chance=worker.engine.entropy.bits(JITTER_BITS)
@@ -144,16 +111,3 @@ async def _failed(worker: Worker, host: Host, open_call: OpenCall, error: Except
     open_call.task = None
     worker.deliver(host, entry)
     return False
-
-
-def _is_final(error: Exception, step: Step[..., Any]) -> bool:
-    return isinstance(error, (UsageError, RefusedError, ResultInvalidError, *step.give_up_on))
-
-
-def failure_of(error: BaseException, code: str) -> e.Failure:
-    """What a journal keeps of an exception: its code if it is ours, its type and a bounded message."""
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    if isinstance(error, PerdureError):
-        return e.Failure(code=error.code, message=error.message[:ERROR_TEXT_MAX], type=name)
-    return e.Failure(code=code, message=(str(error) or name)[:ERROR_TEXT_MAX], type=name)

@@ -80,8 +80,7 @@ class Worker:
 
     def _drive(self, run: RunRecord, journal: list[e.AnyEntry]) -> None:
         engine = self.engine
-        agent = engine.agents[run.agent]
-        host = Host(self, run, agent)
+        host = engine.host(run)
         if engine.outside is not None and engine.outside.gateway.governance.memory is not None:
             host.memory = engine.outside.gateway.governance.memory()
         engine.adopt(host)
@@ -95,7 +94,7 @@ class Worker:
                     host, stop_at_once(self, host, run.cancel_reason, run.cancel_code or "run-cancelled")
                 )
                 return
-            rules = Rules(agent.version, engine.settings.recoveries_max, engine.settings.migrate)
+            rules = Rules(host.agent.version, engine.settings.recoveries_max, engine.settings.migrate)
             match decide(state, engine.clock.now_ms(), rules):
                 case Leave():
                     engine.forget(host)
@@ -120,7 +119,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - that run is blocked; the dispatcher goes on with the others
             self._trouble(host, error)
             return
-        if host.main is not None:
+        if host.main is not None and host.is_live:
             host.go_live()
         self._after(host, forced=True)
 
@@ -264,7 +263,7 @@ class Worker:
         """The agent's code has nothing ready: it has ended, waits, or must be told that it waits for nothing."""
         if host.is_closed or host.is_ending or host.is_parked or host.main is None:
             return
-        if host.buffer or host.unwritten:
+        if host.buffer or host.unwritten or host.is_computing:
             return  # more is about to be delivered
         if host.main.done():
             if host.is_acting():
@@ -287,7 +286,7 @@ class Worker:
         """Look at the waits of a run, unless that is under way: then once more afterwards."""
         if host.is_closed or host.is_ending or host.is_parked or not host.is_live or self.engine.is_draining:
             return
-        if host.is_settling or host.unwritten:
+        if host.is_settling or host.unwritten or host.is_computing:
             host.must_settle = host.must_settle or forced
             return
         host.is_settling = True
@@ -297,7 +296,7 @@ class Worker:
     async def _settle(self, host: Host) -> None:
         if host.is_closed:
             return
-        if host.unwritten:  # a patch was applied since this task was made
+        if host.unwritten or host.is_computing:  # since this task was made
             host.is_settling, host.must_settle = False, True
             return
         # Taken in one go with the waits, just before the work is queued: nothing else of the run is under way.
