@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -267,6 +268,8 @@ class Guest:
             data = await attempt(call.step, call.arguments, asyncio.to_thread)
             if len(data) > self._limits.payload_bytes_max:
                 raise too_large(len(data), self._limits.payload_bytes_max)
+        except SystemExit:
+            os._exit(1)  # at once: the loop's own way waits for threads
         except Exception as error:  # noqa: BLE001 - the step's own error: recorded, and raised in the agent
             _die_of_memory(error)
             failure = failure_of(error, "step-failed")
@@ -306,7 +309,7 @@ def _problem(failure: e.Failure) -> wire.Problem:
 def _die_of_memory(error: BaseException) -> None:
     """Where memory has run out nothing can be trusted to go on: the runtime starts another worker."""
     if isinstance(error, MemoryError):
-        raise SystemExit(OUT_OF_MEMORY)
+        os._exit(OUT_OF_MEMORY)
 
 
 OUT_OF_MEMORY = 77  # the exit code that says so

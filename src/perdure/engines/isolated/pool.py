@@ -15,7 +15,6 @@ from perdure.engines.isolated.process import WorkerApp, WorkerProcess
 
 log = logging.getLogger("perdure.workers")
 BACKOFF_S = (0.1, 15.0)  # before a worker is started after one that ended by itself: first and longest
-STEADY_S = 10.0  # a worker that lived this long is no sign of a crash loop
 TICK_S = 0.2  # between two looks at who waits and who is idle
 FULL_SHARE = 0.75  # of its memory: from here on a worker gets no more runs, and is replaced
 
@@ -48,7 +47,6 @@ class Pool:
         self._is_closed = False
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._began: dict[WorkerProcess, float] = {}
         self._problem = ""
 
     # -- life
@@ -62,8 +60,8 @@ class Pool:
             self._start()
         while not any(worker.state == "ready" for worker in self.workers):
             if self._problem or not self.workers:
-                why = self._problem or "it did not start"
                 await self.close()
+                why = self._problem or "it did not start"
                 message = f"no worker process of `{self.app.name}` can be had: {why}"
                 raise SandboxUnavailableError(
                     f"{message}; make that work, or set `isolation = \"none\"` if the agents may run in the runtime's own process"
@@ -81,7 +79,6 @@ class Pool:
 
     def _start(self) -> None:
         worker = WorkerProcess(self.app, self.rules, self._token(), self._folder, self._change)
-        self._began[worker] = self._loop.time()
         self.workers.append(worker)
         try:
             worker.start()
@@ -174,8 +171,10 @@ class Pool:
 
     async def _tend(self) -> None:
         """Look after who waits, who is idle, and who is full."""
-        while not self._is_closed:
+        while True:
             await asyncio.sleep(TICK_S)
+            if self._is_closed:
+                return
             now = self._loop.time()
             for worker in list(self.workers):
                 if worker.state == "draining" and (not worker.active or now >= worker.drain_by):
@@ -214,13 +213,11 @@ class Pool:
         if worker not in self.workers:
             return
         self.workers.remove(worker)
-        began = self._began.pop(worker)
         if self._is_closed or not worker.why:
             self._spawn(self._bury(worker, set()))
             return
         self.ended += 1
-        is_early = self._loop.time() - began < STEADY_S
-        self._failures = self._failures + 1 if is_early else 1
+        self._failures = 1 if worker.has_worked else self._failures + 1
         wait_s = min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** min(self._failures - 1, 10))
         self._not_before = self._loop.time() + wait_s
         self._spawn(self._bury(worker, worker.suspects()))

@@ -129,6 +129,7 @@ class WorkerProcess:
         self.idle_since = 0.0
         self.drain_by = 0.0
         self.why = ""
+        self.has_worked = False  # something new came of it: its end is no sign of a crash loop
         self.peak_bytes = 0
         self.peer = 0  # the process at the other end: behind a wall, another one than was started
         self._folder = folder
@@ -223,6 +224,7 @@ class WorkerProcess:
             if not 0 < frame.run <= self._numbers:
                 raise RequestInvalidError(f"run {frame.run} was never here")
             return  # it was dropped while this was on its way
+        self.has_worked = self.has_worked or host.is_live
         try:
             match frame:
                 case wire.Ran():

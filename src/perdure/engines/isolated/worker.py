@@ -106,8 +106,6 @@ class Client(wire.FrameReader):
         """A frame from the runtime."""
         try:
             self._take(wire.read_downward(data))
-        except SystemExit as error:
-            self._end(int(error.code or 0))
         except RequestInvalidError as error:
             sys.stderr.write(f"perdure worker: {error}\n")
             self._end(LOST)
@@ -180,16 +178,8 @@ async def serve(path: str, token: str, app: App, mark: Mark) -> int:
     """Work until the runtime says stop or is gone; the exit code."""
     agents = agents_of(app)
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_heard)
     _, client = await loop.create_unix_connection(lambda: Client(agents, token, mark), path)
     return await client.over
-
-
-def _heard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    error = context.get("exception")
-    if isinstance(error, SystemExit | MemoryError):
-        os._exit(OUT_OF_MEMORY)
-    loop.default_exception_handler(context)
 
 
 def main() -> None:
