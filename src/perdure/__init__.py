@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         agent,
         current_run,
         current_use,
+        external,
         process,
         step,
         tool,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from perdure.core.records import Status
     from perdure.core.tools import Done
     from perdure.core.verdicts import Demand, Verdict
+    from perdure.core.workers import WorkerRules
     from perdure.runtime import RunHandle, Runtime
 
 # Where each name is: imported when it is first asked for, so that `perdure --help` imports nothing.
@@ -66,6 +68,7 @@ _WHERE = {
         "agent",
         "current_run",
         "current_use",
+        "external",
         "process",
         "step",
         "tool",
@@ -115,6 +118,7 @@ _WHERE = {
         "Demand",
         "Verdict",
     ),
+    "perdure.core.workers": ("WorkerRules",),
     "perdure.runtime": (
         "RunHandle",
         "Runtime",
@@ -162,12 +166,14 @@ __all__ = [
     "Upstream",
     "UsageError",
     "Verdict",
+    "WorkerRules",
     "__version__",
     "agent",
     "current_run",
     "current_use",
     "declassify",
     "endorse",
+    "external",
     "process",
     "step",
     "tool",

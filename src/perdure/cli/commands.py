@@ -13,7 +13,7 @@ from perdure.cli.conduct_commands import conduct
 from perdure.cli.exec_command import exec_
 from perdure.cli.gateway_commands import actions, budgets, models, tools
 from perdure.cli.governance_commands import approvals, contain, keys, kill, undo
-from perdure.cli.options import DATA, After, Config, Data, Json, Otel
+from perdure.cli.options import DATA, After, Config, Data, Isolated, Json, Otel
 from perdure.cli.output import Out
 from perdure.cli.policy_commands import policy
 from perdure.cli.sandbox_commands import sandbox, workspace
@@ -100,6 +100,7 @@ def run(
     user: str | None = None,
     group: list[str] | None = None,
     goal: str | None = None,
+    isolation: Isolated = None,
     config: Config = None,
     otel: Otel = False,
     json: Json = False,
@@ -123,7 +124,7 @@ def run(
 
     order = Order(
         target=target, input=input, data=data, session=session, key=key, deadline=deadline, detach=detach,
-        otel=otel, config=config, user=user, groups=tuple(group or ()), goal=goal,
+        otel=otel, config=config, user=user, groups=tuple(group or ()), goal=goal, isolation=isolation,
     )  # fmt: skip
     return execute(order, Out(json))
 
@@ -136,6 +137,7 @@ def work(
     data: Data = DATA,
     config: Config = None,
     agentcore: str | None = None,
+    isolation: Isolated = None,
     otel: Otel = False,
     json: Json = False,
 ) -> int:
@@ -148,7 +150,9 @@ def work(
     """
     from perdure.cli.execute import work as drive
 
-    return drive(target, data, Out(json), otel=otel, config=config, agentcore=agentcore)
+    return drive(
+        target, data, Out(json), otel=otel, config=config, agentcore=agentcore, isolation=isolation
+    )
 
 
 # -- runs

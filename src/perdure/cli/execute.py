@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from perdure.agents import Agent
 from perdure.cli import views
 from perdure.cli.apps import choose, fitted_input, load, split, value_of
@@ -20,6 +22,7 @@ from perdure.cli.output import Out, dumps
 from perdure.cli.progress import Quiet, screen_for
 from perdure.core.errors import QuestionUnknownError, UsageError
 from perdure.core.principals import Principal
+from perdure.core.workers import Isolation
 from perdure.ports import Telemetry
 from perdure.runtime import RunHandle, Runtime
 from perdure.runtime.config import world_from
@@ -46,6 +49,7 @@ class Order:
     user: str | None = None
     groups: tuple[str, ...] = ()
     goal: str | None = None
+    isolation: Isolation | None = None
 
     @property
     def principals(self) -> list[Principal]:
@@ -70,27 +74,46 @@ def run(order: Order, out: Out) -> int:
 
 
 def work(
-    app: str, data: Path, out: Out, *, otel: bool, config: Path | None = None, agentcore: str | None = None
+    app: str,
+    data: Path,
+    out: Out,
+    *,
+    otel: bool,
+    config: Path | None = None,
+    agentcore: str | None = None,
+    isolation: Isolation | None = None,
 ) -> int:
     """Drive all runs of an app until a signal; the exit code."""
-    return asyncio.run(_work(app, data, out, otel=otel, config=config, agentcore=agentcore))
+    return asyncio.run(
+        _work(app, data, out, otel=otel, config=config, agentcore=agentcore, isolation=isolation)
+    )
 
 
 def _opened(
-    data: Path, agents: list[Agent], config: Path | None, telemetry: Telemetry | None, *, beside: bool = False
+    data: Path,
+    agents: list[Agent],
+    config: Path | None,
+    telemetry: Telemetry | None,
+    *,
+    beside: bool = False,
+    isolation: Isolation | None = None,
 ) -> AbstractAsyncContextManager[Runtime]:
-    """A runtime with the upstreams and toolsets of the configuration."""
+    """A runtime with the upstreams, toolsets and workers of the configuration."""
     world = world_from(config, os.environ, LocalSecrets.default(data))
+    workers = world.workers if isolation is None else replace(world.workers, isolation=isolation)
     return Runtime.open(
         data, agents=agents, beside=beside, telemetry=telemetry, upstreams=world.upstreams, toolsets=world.toolsets,
-        secrets=world.secrets, rules=world.rules, sandboxes=world.sandboxes,
+        secrets=world.secrets, rules=world.rules, sandboxes=world.sandboxes, isolation=workers,
     )  # fmt: skip
 
 
 async def _run(order: Order, out: Out, agents: list[Agent], name: str, app: str) -> int:
     telemetry = _telemetry() if order.otel else None
     with _signals() as stop:
-        async with _opened(order.data, agents, order.config, telemetry, beside=order.detach) as runtime:
+        opened = _opened(
+            order.data, agents, order.config, telemetry, beside=order.detach, isolation=order.isolation
+        )
+        async with opened as runtime:
             handle = await runtime.start(
                 name,
                 fitted_input(runtime.agent(name), order.input),
@@ -213,13 +236,21 @@ def _user() -> str:
 
 # -- work
 async def _work(
-    app: str, data: Path, out: Out, *, otel: bool, config: Path | None, agentcore: str | None
+    app: str,
+    data: Path,
+    out: Out,
+    *,
+    otel: bool,
+    config: Path | None,
+    agentcore: str | None,
+    isolation: Isolation | None,
 ) -> int:
     app, chosen = split(app)
     agents = load(app)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _signals() as stop:
-        async with _opened(data, agents, config, _telemetry() if otel else None) as runtime:
+        opened = _opened(data, agents, config, _telemetry() if otel else None, isolation=isolation)
+        async with opened as runtime:
             names = sorted(runtime.agents)
             unfinished = sum(
                 len(runtime.runs(agent=name, status="unfinished", limit=UNFINISHED_MAX)) for name in names

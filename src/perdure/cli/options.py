@@ -5,6 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from perdure.core.workers import Isolation
+
 Data = Annotated[
     Path,
     Parameter(
@@ -19,5 +21,12 @@ After = Annotated[int, Parameter(name="--after", help="Begin after this entry.")
 Config = Annotated[
     Path | None,
     Parameter(name="--config", help="Upstreams and toolsets (default: perdure.toml in this folder)."),
+]
+Isolated = Annotated[
+    Isolation | None,
+    Parameter(
+        name="--isolation",
+        help="Where agent code runs: `none` (this process) or `process` (worker processes); default: `[workers]` of the configuration.",
+    ),
 ]
 DATA = Path("data")

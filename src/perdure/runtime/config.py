@@ -14,6 +14,7 @@ from perdure.core.errors import DefinitionError
 from perdure.core.limits import Settings
 from perdure.core.models import Upstream
 from perdure.core.principals import Risk
+from perdure.core.workers import WorkerRules
 from perdure.ports import Secrets, Toolset
 from perdure.runtime.outside import World
 from perdure.runtime.rulebook import DriftRule, JudgeRule, Rules
@@ -56,10 +57,10 @@ def world_from(path: Path | None, environment: Mapping[str, str], secrets: Secre
     chosen = path or (Path(CONFIG) if Path(CONFIG).is_file() else None)
     if chosen is not None:
         data = _read(chosen)
-    unknown = set(data) - {"upstreams", "toolsets", "governance", "sandbox"}
-    if unknown:
+    known = {"upstreams", "toolsets", "governance", "sandbox", "workers"}
+    if unknown := set(data) - known:
         raise DefinitionError(
-            f"`{chosen}` has `{min(unknown)}`; expected `[[upstreams]]`, `[toolsets.NAME]`, `[governance]` and `[sandbox]`"
+            f"`{chosen}` has `{min(unknown)}`; expected `[[upstreams]]`, `[toolsets.NAME]`, `[governance]`, `[sandbox]` and `[workers]`"
         )
     try:
         upstreams = msgspec.convert(data.get("upstreams", []), tuple[Upstream, ...])
@@ -76,7 +77,16 @@ def world_from(path: Path | None, environment: Mapping[str, str], secrets: Secre
         toolsets=toolsets,
         secrets=secrets,
         rules=_rules(data.get("governance", {}), chosen),
+        workers=_workers(data.get("workers", {}), chosen),
     )
+
+
+def _workers(table: Any, path: Path | None) -> WorkerRules:
+    """Where agent code runs."""
+    try:
+        return msgspec.convert(table, WorkerRules)
+    except msgspec.ValidationError as error:
+        raise DefinitionError(f"`[workers]` of `{path}` cannot be read: {error}") from error
 
 
 def _rules(table: Mapping[str, Any], path: Path | None) -> Rules:

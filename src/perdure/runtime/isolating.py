@@ -33,7 +33,7 @@ def rules_of(isolation: Isolation | WorkerRules) -> WorkerRules:
         return msgspec.convert({"isolation": isolation}, WorkerRules)
     except msgspec.ValidationError as error:
         raise DefinitionError(
-            f"`isolation` is `none`, `process` or `namespace`, found `{isolation!r:.80}`"
+            f"`isolation` is `none` or `process`, found `{isolation!r:.80}`"
         ) from error
 
 

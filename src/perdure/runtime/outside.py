@@ -15,6 +15,7 @@ from perdure.core.errors import DefinitionError
 from perdure.core.limits import Settings
 from perdure.core.models import Upstream
 from perdure.core.tools import ToolSpec
+from perdure.core.workers import WorkerRules
 from perdure.engines.embedded.acts import Outside
 from perdure.gateway.catalogue import Catalogue, Toolbox
 from perdure.gateway.gateway import Gateway
@@ -39,6 +40,7 @@ class World:
         agents: the runtime's own agents as tools.
         rules: what actions are judged by.
         sandboxes: where code is executed.
+        workers: where agent code runs.
     """
 
     upstreams: Sequence[Upstream] = ()
@@ -47,6 +49,7 @@ class World:
     agents: AgentsToolset | None = field(default=None)
     rules: Rules = field(default_factory=Rules)
     sandboxes: SandboxRules = field(default_factory=SandboxRules)
+    workers: WorkerRules = field(default_factory=WorkerRules)
 
 
 @asynccontextmanager

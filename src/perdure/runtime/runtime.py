@@ -112,7 +112,7 @@ class Runtime:
             secrets: resolves ``secret://`` references; by default environment, files and keyring.
             rules: what actions are judged by; without them agents may do what their charter says.
             sandboxes: where the toolset ``sandbox`` executes code; by default in namespaces.
-            isolation: where agent code runs: ``none`` is this process; ``process`` and ``namespace`` are worker processes.
+            isolation: where agent code runs: ``none`` is this process, ``process`` is worker processes; or rules.
 
         Raises:
             DataDirLockedError, DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
