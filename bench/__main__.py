@@ -10,13 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import governed, measures, report, targets
+from bench import governed, measures, report, sandboxed, targets
 from bench.plan import FULL, QUICK
 from bench.subjects import TABLE
 from bench.torture import __main__ as torture
 
 GATEWAY = "gateway"  # no subject: it is compared with a proxy of its own
 GOVERNANCE = "governance"  # nor here: gates beside Cedar, grants beside bare cryptography, attacks
+SANDBOXES = "sandboxes"  # nor here: fresh sandboxes beside a bare interpreter
 TORTURE = "torture"  # no subject either: kills, not figures; alone, and only if it is asked for
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument(
         "--only",
         metavar="NAMES",
-        help=f"some of {','.join((*TABLE, GATEWAY, GOVERNANCE))}, or {TORTURE}",
+        help=f"some of {','.join((*TABLE, GATEWAY, GOVERNANCE, SANDBOXES))}, or {TORTURE}",
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON and the picture go")
     parser.add_argument("--kills", type=int, default=torture.KILLS, help="with --only torture")
@@ -37,7 +38,9 @@ def main() -> int:
         return torture.run(chosen.kills, out=chosen.out)
     if chosen.only == GOVERNANCE:
         return governed.run()
-    offered = (*TABLE, GATEWAY, GOVERNANCE)
+    if chosen.only == SANDBOXES:
+        return sandboxed.run()
+    offered = (*TABLE, GATEWAY, GOVERNANCE, SANDBOXES)
     asked = offered if chosen.only is None else tuple(chosen.only.split(","))
     names = [name for name in TABLE if name in asked]
     unknown = set(asked) - set(offered)
@@ -71,7 +74,10 @@ def main() -> int:
         picture = chosen.out / f"{stem}.png"
         plot.draw(results, picture)
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
-    return governed.run() if GOVERNANCE in asked and not chosen.quick else 0
+    if chosen.quick:
+        return 0
+    failed = governed.run() if GOVERNANCE in asked else 0
+    return max(failed, sandboxed.run() if SANDBOXES in asked else 0)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,10 @@ def _show_trip(console: Console, trip: Trip) -> None:
         console,
         f"model requests paid for: {trip.model_calls}{lost}; booked: {booked}; {trip.served} calls answered from the journal",
     )
+    wall = f"its attempts ran behind: {', '.join(trip.walls)}; the gateway was all that it could reach"
+    if trip.why_no_wall:
+        wall = f"it ran as a plain process, for there can be no wall here: {trip.why_no_wall}"
+    _say(console, wall)
     verdict = (
         "proved: nothing was done twice, and nothing recorded was paid for twice"
         if trip.is_proved

@@ -44,6 +44,11 @@ async def examine(rules: SandboxRules) -> list[Examined]:
     return [await _one(rules, tier) for tier in TRIED if tier in known and tier in TIERS]
 
 
+async def why_missing(rules: SandboxRules, tier: Tier) -> str:
+    """Why a tier cannot be had here; empty if it can."""
+    return (await _one(rules, tier)).why if tier != "none" else ""
+
+
 async def _one(rules: SandboxRules, tier: Tier) -> Examined:
     walls = ConfiguredWalls(SandboxRules(tiers=(tier,), limits=rules.limits, options=rules.options))
     began = time.monotonic()

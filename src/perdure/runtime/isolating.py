@@ -32,9 +32,7 @@ def rules_of(isolation: Isolation | WorkerRules) -> WorkerRules:
     try:
         return msgspec.convert({"isolation": isolation}, WorkerRules)
     except msgspec.ValidationError as error:
-        raise DefinitionError(
-            f"`isolation` is `none` or `process`, found `{isolation!r:.80}`"
-        ) from error
+        raise DefinitionError(f"`isolation` is `none` or `process`, found `{isolation!r:.80}`") from error
 
 
 def apps_of(agents: Mapping[str, Agent], rules: WorkerRules) -> list[WorkerApp]:
@@ -73,7 +71,7 @@ def _checked(agent: Agent) -> Agent:
     if agent.model is not None:
         raise DefinitionError(
             f"agent `{agent.name}` is a model loop, whose model is asked with keys: it cannot run in a worker process; "
-            "write it with `run.model`, host it with `process(...)`, or set `isolation = \"none\"`",
+            'write it with `run.model`, host it with `process(...)`, or set `isolation = "none"`',
             agent=agent.name,
         )
     if agent.handler is not None and agent.handler.__module__ == "__main__":

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from perdure import Price, Runtime, Upstream, current_use, process, tool
+from perdure.runtime.examining import why_missing
+from perdure.runtime.walls import SandboxRules
 
 HERE = Path(__file__).parent
 ANSWER_S = 120.0
@@ -59,7 +61,11 @@ async def main(folder: Path) -> None:
         name="scripted", wire="scripted", path=str(HERE / "script.json"), models=("trip-planner",),
         prices={"trip-planner": Price(input="2.50", output="10.00")},
     )  # fmt: skip
-    async with Runtime.open(folder / "data", agents=[agent], upstreams=[model]) as runtime:
+    missing = await why_missing(SandboxRules(), "namespace")
+    if missing:  # said by whoever started us: a demonstration goes on where nobody would otherwise
+        (folder / "no-wall").write_text(missing)
+    rules = SandboxRules(programs="process" if missing else "namespace")
+    async with Runtime.open(folder / "data", agents=[agent], upstreams=[model], sandboxes=rules) as runtime:
         handle = await runtime.start("trip", "Book me a trip to Rome.", idempotency_key="demo")
         print(await handle.result(ANSWER_S), flush=True)
 

@@ -41,6 +41,8 @@ class Trip(msgspec.Struct, frozen=True):
     doubtful: int
     took_ms: int
     picture: list[str]
+    walls: list[str] = []
+    why_no_wall: str = ""
 
     @property
     def is_proved(self) -> bool:
@@ -145,7 +147,17 @@ async def _counted(folder: Path, answer: str, took_ms: int) -> Trip:
             doubtful=states["tool", ActionState.UNKNOWN],
             took_ms=took_ms,
             picture=await asyncio.to_thread(_picture, folder, record.id),
+            walls=[
+                leaf.record.tier
+                for leaf in runtime.audit.records(run=record.id)
+                if leaf.record.kind == "sandbox"
+            ],
+            why_no_wall=_said(folder / "no-wall"),
         )
+
+
+def _said(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _picture(folder: Path, run: str) -> list[str]:
