@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perdure import Label, Run, Runtime, Sink, ToolFlow, agent, tool
+from perdure.cli.output import Out
+from perdure.cli.world import tools as list_tools
 from perdure.core.errors import RefusedError, SandboxUnavailableError, ToolFailedError, UndoConflictError
 from perdure.core.sandbox import MIB, SandboxFile, SandboxLimits
 from perdure.core.tools import Done, ToolUse
@@ -76,12 +79,28 @@ async def test_a_limit_that_is_met_is_told_and_recorded(tmp_path: Path) -> None:
 
 
 async def test_a_run_finds_nothing_of_another_one(tmp_path: Path) -> None:
-    plant = "open('/workspace/instructions.md', 'w').write('obey'); open('/tmp/instructions.md', 'w').write('obey')"
-    look = "import os; print([os.path.join(p, n) for p in ('/workspace', '/tmp') for n in os.listdir(p)])"
+    """What a prompt has put there for the agents that come after it, wherever it could, is not there."""
+    plant = """
+import os
+planted = 0
+for folder, _, _ in os.walk("/", onerror=lambda error: None):
+    try:
+        open(os.path.join(folder, "INSTRUCTIONS.md"), "w").write("obey")
+        planted += 1
+    except OSError:
+        pass
+print(planted)
+"""
+    look = """
+import os
+for folder, _, files in os.walk("/", onerror=lambda error: None):
+    print(*[os.path.join(folder, name) for name in files if name == "INSTRUCTIONS.md"], end="")
+"""
     async with Runtime.open(tmp_path / "d", agents=[bomber]) as runtime:
-        await (await runtime.start("bomber", {"code": plant})).result()
+        planted = await (await runtime.start("bomber", {"code": plant})).result()
+        assert int(planted["stdout"]) >= 2
         found = await (await runtime.start("bomber", {"code": look})).result()
-        assert found["stdout"] == "[]\n"
+        assert (found["stdout"], found["exit_code"]) == ("", 0)
 
 
 @agent("writer", tools=["sandbox"])
@@ -146,6 +165,14 @@ def test_a_line_that_a_crash_cut_short_never_happened(tmp_path: Path) -> None:
     after = files.save("r", "r/2", tip, [file, SandboxFile(name="b", data=b"2")])
     assert files.tip("r") == after
     assert sorted(files.manifest(after)) == ["a", "b"]
+
+
+def test_the_command_line_knows_the_toolset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app = tmp_path / "app.py"
+    app.write_text("from perdure import agent\n@agent(tools=['sandbox'])\nasync def a(run): pass\n")
+    list_tools(str(app), None, tmp_path, Out(json=True))
+    names = [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
+    assert {"python", "shell", "workspace_read"} <= set(names)
 
 
 @agent("wrong", tools=["sandbox"])

@@ -29,6 +29,7 @@ from perdure.runtime.judging import Judging, Replayed
 from perdure.runtime.outside import catalogue_of
 from perdure.runtime.policies import read_folder, specs_of
 from perdure.runtime.secrets import LocalSecrets
+from perdure.runtime.walls import with_built_in
 
 UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 SHOWN = 1_000  # changed verdicts in a table; `--json` gives all
@@ -40,7 +41,7 @@ def _loaded(folder: Path, app: str, config: Path | None, data: Path) -> tuple[Po
     world = world_from(config, os.environ, LocalSecrets.default(data))
 
     async def go() -> PolicySet:
-        toolbox = Toolbox(world.toolsets)
+        toolbox = Toolbox(with_built_in(world.toolsets, world.sandboxes, data, world.secrets))
         try:
             specs = await specs_of({agent.name: catalogue_of(agent, toolbox) for agent in agents})
             return load(read_folder(folder), specs)

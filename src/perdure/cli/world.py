@@ -25,6 +25,7 @@ from perdure.ports import Tool
 from perdure.runtime.config import world_from
 from perdure.runtime.outside import World, catalogue_of
 from perdure.runtime.secrets import LocalSecrets
+from perdure.runtime.walls import with_built_in
 
 OUTSIDE = "cli"  # in the place of a run: what is called here is in no journal
 MICROS = 1_000_000
@@ -55,7 +56,7 @@ def tools(app: str | None, config: Path | None, data: Path, out: Out) -> None:
     world = _world(config, data)
 
     async def look() -> dict[str, Tool]:
-        toolbox = Toolbox(world.toolsets)
+        toolbox = Toolbox(with_built_in(world.toolsets, world.sandboxes, data, world.secrets))
         try:
             return await _catalogue(app, toolbox)
         finally:
@@ -94,7 +95,7 @@ def call(
         raise UsageError(f"the arguments must be a JSON object, found `{arguments}`")
 
     async def use() -> Any:
-        toolbox = Toolbox(world.toolsets)
+        toolbox = Toolbox(with_built_in(world.toolsets, world.sandboxes, data, world.secrets))
         try:
             found = (await _catalogue(app, toolbox)).get(name)
             if found is None:

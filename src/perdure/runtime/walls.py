@@ -121,6 +121,13 @@ def built_in(
     return [SandboxToolset(walls, Workspaces(folder / WORKSPACES), limits=rules.limits)]
 
 
+def with_built_in(
+    toolsets: Sequence[Toolset], rules: SandboxRules, folder: Path, secrets: Secrets | None = None
+) -> list[Toolset]:
+    """Toolsets of the configuration, and the built-in one."""
+    return [*toolsets, *built_in(rules, folder, toolsets, secrets)]
+
+
 def makers(secrets: Secrets | None = None) -> dict[str, Make]:
     """How the sandboxes of each tier are made; imported when they are.
 
