@@ -169,7 +169,7 @@ def test_a_line_that_a_crash_cut_short_never_happened(tmp_path: Path) -> None:
 
 def test_the_command_line_knows_the_toolset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app = tmp_path / "app.py"
-    app.write_text("from perdure import agent\n@agent(tools=['sandbox'])\nasync def a(run): pass\n")
+    app.write_text("from perdure import agent\n@agent('a', tools=['sandbox'])\nasync def a(run): pass\n")
     list_tools(str(app), None, tmp_path, Out(json=True))
     names = [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
     assert {"python", "shell", "workspace_read"} <= set(names)

@@ -51,12 +51,19 @@ async def _catalogue(app: str | None, toolbox: Toolbox) -> dict[str, Tool]:
     return found
 
 
+def _toolbox(app: str | None, world: World, data: Path) -> Toolbox:
+    """The toolsets of the configuration; those that are built in only count where an app names them."""
+    return Toolbox(
+        with_built_in(world.toolsets, world.sandboxes, data, world.secrets) if app else world.toolsets
+    )
+
+
 def tools(app: str | None, config: Path | None, data: Path, out: Out) -> None:
     """List tools."""
     world = _world(config, data)
 
     async def look() -> dict[str, Tool]:
-        toolbox = Toolbox(with_built_in(world.toolsets, world.sandboxes, data, world.secrets))
+        toolbox = _toolbox(app, world, data)
         try:
             return await _catalogue(app, toolbox)
         finally:
@@ -95,7 +102,7 @@ def call(
         raise UsageError(f"the arguments must be a JSON object, found `{arguments}`")
 
     async def use() -> Any:
-        toolbox = Toolbox(with_built_in(world.toolsets, world.sandboxes, data, world.secrets))
+        toolbox = _toolbox(app, world, data)
         try:
             found = (await _catalogue(app, toolbox)).get(name)
             if found is None:
