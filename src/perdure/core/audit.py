@@ -16,7 +16,7 @@ from perdure.core.errors import AuditInvalidError, InputInvalidError
 
 AuditKind = Literal[
     "judged", "held", "granted", "rejected", "expired", "intended", "ended", "doubted", "settled", "policy", "keys",
-    "configuration", "containment", "sandbox", "undo", "erased", "witness", "key",
+    "configuration", "containment", "sandbox", "undo", "erased", "witness", "key", "egress",
 ]  # fmt: skip
 LEAF_BYTES_MAX = (
     64 * 1024

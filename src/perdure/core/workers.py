@@ -44,4 +44,6 @@ class WorkerRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
             )
         for name in ("concurrency", "memory_bytes", "silence_ms", "start_ms", "idle_ms", "grow_ms"):
             if getattr(self, name) < 1:
-                raise DefinitionError(f"`{name}` of the workers must be positive, found {getattr(self, name)}")
+                raise DefinitionError(
+                    f"`{name}` of the workers must be positive, found {getattr(self, name)}"
+                )

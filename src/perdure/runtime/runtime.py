@@ -34,8 +34,8 @@ from perdure.runtime.auditing import Audit
 from perdure.runtime.config import settings_from
 from perdure.runtime.containment import Containments
 from perdure.runtime.drifting import Drift
-from perdure.runtime.isolating import isolated
 from perdure.runtime.handle import Answerable, RunHandle
+from perdure.runtime.isolating import isolated
 from perdure.runtime.keeping import keeping
 from perdure.runtime.opening import governance_of, opened
 from perdure.runtime.outside import World, reach
@@ -45,7 +45,7 @@ from perdure.runtime.schedules import schedule_row
 from perdure.runtime.starting import new_run
 from perdure.runtime.system import SystemClock, SystemEntropy
 from perdure.runtime.undo import Undoing
-from perdure.runtime.walls import SandboxRules, built_in
+from perdure.runtime.walls import Recorder, SandboxRules, built_in
 from perdure.runtime.watchdog import Watchdog
 
 POLL_S = 0.2  # how often a runtime without an engine looks for changes made by the process that has one
@@ -122,7 +122,8 @@ class Runtime:
         folder, known, rules = Path(path), register(agents), rules or Rules()
         chosen = settings or settings_from(os.environ)
         chosen_walls = sandboxes or SandboxRules()
-        toolsets = [*toolsets, *built_in(chosen_walls, folder, toolsets, secrets)]
+        recorder = Recorder()
+        toolsets = [*toolsets, *built_in(chosen_walls, folder, toolsets, secrets, recorder)]
         own, undoing = AgentsToolset(known), Undoing(toolsets, rules.flow)
         known = {**known, undoing.agent.name: undoing.agent}
         world = World(
@@ -139,6 +140,7 @@ class Runtime:
                 places=isolated(register(agents), isolation, chosen),
             ) as runtime:  # fmt: skip
                 own.runtime = undoing.runtime = runtime
+                recorder.store = store
                 runtime.undoing, runtime.audit.keys = undoing, keys
                 async with contextlib.nullcontext() if beside else keeping(runtime, keys, rules):
                     yield runtime

@@ -10,16 +10,20 @@ from typing import Any, Literal
 
 import msgspec
 
-from perdure.core.errors import DefinitionError, SandboxUnavailableError
+from perdure.core.audit import AuditRecord
+from perdure.core.egress import EgressRules
+from perdure.core.errors import DefinitionError, SandboxUnavailableError, StoreUnavailableError
 from perdure.core.sandbox import SandboxLimits, Tier
 from perdure.core.verdicts import TIERS
 from perdure.gateway.gates.walls import is_as_strong
-from perdure.ports import Sandboxes, Secrets, Toolset
+from perdure.ports import Sandboxes, Secrets, Store, Toolset
+from perdure.runtime.egress import Egress, Record
 from perdure.runtime.secrets import LocalSecrets
 from perdure.runtime.system import SystemClock
 
 PATHS = ("tools", "image")  # options that are
 SANDBOX = "sandbox"  # the toolset of code and files
+ONLINE = "sandbox-online"  # the one that reaches hosts
 WORKSPACES = "workspaces"  # the folder of the runs' files, in the data directory
 Make = Callable[[SandboxLimits, Mapping[str, Any]], Sandboxes]
 
@@ -31,12 +35,14 @@ class SandboxRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tiers: that may be used, the usual one first; ``none`` only where it is written here.
         limits: of every use.
         programs: the wall of hosted programs that do not say it themselves; ``process`` is a plain process of this user.
+        egress: by agent, what its uses of ``python_online`` and ``shell_online`` may reach; ``*`` is every agent without rules of its own.
         options: by tier, what its sandboxes are made with.
     """
 
     tiers: tuple[Tier, ...] = ("namespace",)
     limits: SandboxLimits = SandboxLimits()
     programs: Literal["namespace", "process"] = "namespace"
+    egress: Mapping[str, EgressRules] = msgspec.field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,24 +107,55 @@ class ConfiguredWalls:
                 await sandboxes.close()
 
 
+class Recorder:
+    """Writes records to the audit log once there is a store: toolsets are made before it is open."""
+
+    def __init__(self) -> None:
+        self.store: Store | None = None
+
+    async def __call__(self, record: AuditRecord) -> None:
+        """Write one; durable on return.
+
+        Raises:
+            StoreUnavailableError: nothing can be written.
+        """
+        if self.store is None:
+            raise StoreUnavailableError("the audit log is not open")
+        await self.store.transact(lambda tx: tx.audit(record))
+
+
 def built_in(
-    rules: SandboxRules, folder: Path, toolsets: Sequence[Toolset], secrets: Secrets | None = None
+    rules: SandboxRules,
+    folder: Path,
+    toolsets: Sequence[Toolset],
+    secrets: Secrets | None = None,
+    record: Record | None = None,
 ) -> list[Toolset]:
-    """The toolset ``sandbox``, unless one of the configuration has its name.
+    """The toolsets ``sandbox`` and, where something may be reached, ``sandbox-online``; unless one of the configuration has its name.
 
     Args:
         rules: where code is executed.
         folder: the data directory.
         toolsets: those of the configuration.
-        secrets: resolves the keys of services elsewhere.
+        secrets: resolves the keys of services elsewhere, and the credentials of hosts that may be reached.
+        record: writes to the audit log; without it nothing is reached.
     """
     if any(toolset.name == SANDBOX for toolset in toolsets):
         return []
     from perdure.tools.sandbox import SandboxToolset
     from perdure.tools.workspaces import Workspaces
 
-    walls = ConfiguredWalls(rules, secrets=secrets or LocalSecrets.default(folder))
-    return [SandboxToolset(walls, Workspaces(folder / WORKSPACES), limits=rules.limits)]
+    secrets = secrets or LocalSecrets.default(folder)
+    walls = ConfiguredWalls(rules, secrets=secrets)
+    files = Workspaces(folder / WORKSPACES)
+    offline = SandboxToolset(walls, files, limits=rules.limits)
+    if not rules.egress:
+        return [offline]
+    doors = Egress(rules.egress, secrets, record).doors
+    online = SandboxToolset(
+        walls, files, limits=rules.limits, doors=doors, has_doors=True, name=ONLINE, beside=offline
+    )
+    return [offline, online]
 
 
 def with_built_in(
