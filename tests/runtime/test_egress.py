@@ -73,7 +73,6 @@ async def test_who_may_reach_what(tmp_path: Path) -> None:
         assert said[1].refs["received"] != "0"
         refused = [leaf.record for leaf in runtime.audit.records(run=two.id) if leaf.record.kind == "egress"]
         assert [(record.verdict, record.codes) for record in refused] == [("deny", ("egress-host",))]
-        assert not runtime.audit.verify().problems
     server.close()
 
 
