@@ -34,6 +34,7 @@ class Program:
         standard: what it has as standard input and output, one of the descriptors; nothing by default.
         limits: of all its processes together, where the machine has control groups.
         groups: further groups of whoever it is, if root starts it.
+        folder: where it works.
     """
 
     argv: Sequence[str]
@@ -46,6 +47,7 @@ class Program:
     standard: int | None = None
     limits: SandboxLimits
     groups: Sequence[int] = ()
+    folder: str = "/"
 
 
 def start(
@@ -64,7 +66,7 @@ def start(
     with contextlib.closing(exchange.Held(exchange.source([packed("enclose")]))) as code:
         config = {
             "argv": list(program.argv), "env": dict(program.env), "read_only": list(program.read_only), "has_kvm": program.has_kvm,
-            "open_files": program.open_files, "standard": program.standard, "file_bytes": program.file_bytes, "is_walled": is_walled,
+            "open_files": program.open_files, "standard": program.standard, "file_bytes": program.file_bytes, "is_walled": is_walled, "folder": program.folder,
         }  # fmt: skip
         arguments = [interpreter(), "-I", "-S", "-B", f"/proc/self/fd/{code.number}", json.dumps(config)]
         process = subprocess.Popen(

@@ -34,7 +34,7 @@ def main() -> None:
     standard = os.open("/dev/null", os.O_RDWR) if config["standard"] is None else config["standard"]
     for descriptor in (0, 1):
         os.dup2(standard, descriptor)
-    os.chdir("/")
+    os.chdir(config["folder"])
     os.execve(config["argv"][0], config["argv"], config["env"])
 
 
