@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from perdure.sandboxes.guests import entered
 from perdure.sandboxes.zygotes import UNPRIVILEGED, interpreter, packed
 
 OPEN_FILES = 256
+MODULES = ("linux", "root", "root_files")  # what it needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,15 @@ def start(
     Raises:
         SandboxUnavailableError: its limits cannot be set.
     """
-    with contextlib.closing(exchange.Held(exchange.source([packed("enclose")]))) as code:
-        config = {
-            "argv": list(program.argv), "env": dict(program.env), "read_only": list(program.read_only), "has_kvm": program.has_kvm,
-            "open_files": program.open_files, "standard": program.standard, "file_bytes": program.file_bytes, "is_walled": is_walled, "folder": program.folder,
-        }  # fmt: skip
-        arguments = [interpreter(), "-I", "-S", "-B", f"/proc/self/fd/{code.number}", json.dumps(config)]
+    with contextlib.closing(exchange.Held(exchange.source([packed("enclose", only=MODULES)]))) as code:
+        arguments = [
+            interpreter(),
+            "-I",
+            "-S",
+            "-B",
+            f"/proc/self/fd/{code.number}",
+            *_told(program, is_walled=is_walled),
+        ]
         process = subprocess.Popen(
             arguments, pass_fds=[*program.descriptors, code.number], env={}, cwd="/", stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, **_who(program),
@@ -85,6 +88,17 @@ def start(
         process.wait()
         raise
     return process, group
+
+
+def _told(program: Program, *, is_walled: bool) -> list[str]:
+    """As arguments; nothing for no, and for no limit."""
+    named: list[tuple[str, object]] = [
+        ("is_walled", is_walled or ""), ("has_kvm", program.has_kvm or ""), ("open_files", program.open_files),
+        ("file_bytes", "" if program.file_bytes is None else program.file_bytes), ("folder", program.folder),
+        ("standard", "" if program.standard is None else program.standard),
+        *(("read_only", path) for path in program.read_only), *(("env", f"{name}={value}") for name, value in program.env.items()),
+    ]  # fmt: skip
+    return [*(f"{name}={value}" for name, value in named), "--", *program.argv]
 
 
 def _who(program: Program) -> dict[str, Any]:

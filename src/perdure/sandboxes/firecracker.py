@@ -38,6 +38,7 @@ GUEST_CID, GUEST_PORT = 3, 1_024
 ANSWER_S = 30.0  # for one request; saving a whole memory is the longest
 APPEAR_S, APPEAR_STEP_S = 5.0, 0.002  # until a program that was started listens
 BOOT_S = 20.0  # with a KVM that works it is a second
+SETTLING_S = 0.5  # what a machine still does when it is saved, each of its clones does again
 SYSTEM_BYTES = 192 * MIB  # of the guest's memory for its own system, besides what a job may use
 PROGRAM_BYTES = 64 * MIB  # of Firecracker's own
 THREADS = 32
@@ -191,7 +192,7 @@ class FirecrackerSandboxes:
             raise SandboxUnavailableError(
                 f"there is no image of a micro-VM in {self._image}; `python -m perdure.sandboxes.vm_image --into {self._image}` makes one"
             )
-        self._program = Path(os.path.realpath(path))
+        self._program = await asyncio.to_thread(Path(path).resolve)
         groups = Cgroups(group_name())
         self._groups = groups if await asyncio.to_thread(groups.open) else None
         self._folder = Path(tempfile.mkdtemp(prefix="perdure-firecracker-"))
@@ -226,6 +227,7 @@ class FirecrackerSandboxes:
             await api.boot(self._image / vm_image.KERNEL, self._image / vm_image.ROOT, memory_bytes)
             await self._meet(guest, folder, BOOT_S)
             await guest.greet(self._limits, BOOT_S)
+            await asyncio.sleep(SETTLING_S)
             guest.writer.close()  # a connection does not outlive a snapshot; who listens does
             await api.save(MEMORY, STATE)
             for name in (MEMORY, STATE):

@@ -34,6 +34,7 @@ BOOT_S: Mapping[Accelerator, float] = {
     "tcg": 180.0,
 }  # KVM that needs longer is none: probed by a real boot
 SYSTEM_BYTES = 192 * MIB  # of the guest's memory for its own system, besides what a job may use
+SETTLING_S = 2.0  # what a machine still does when it is saved, each of its clones does again
 QEMU_BYTES = 256 * MIB  # of QEMU's own, besides the guest's memory
 QEMU_THREADS = 64
 LABELS: Mapping[Accelerator, str] = {"kvm": "KVM", "tcg": "emulated (TCG)"}
@@ -199,6 +200,7 @@ class MicrovmSandboxes:
             with channel:
                 try:
                     await guest.greet(self._limits, BOOT_S[accelerator])
+                    await asyncio.sleep(SETTLING_S)
                     await Monitor(channel).save(state.device)
                 finally:
                     await guest.close()

@@ -17,7 +17,7 @@ from perdure.core.sandbox import SandboxLimits
 from perdure.sandboxes.guests import built_in
 from perdure.sandboxes.qemu import Accelerator
 
-FORMAT = 1  # one more when the way in which a machine is started or saved changes
+FORMAT = 2  # one more when the way in which a machine is started or saved changes
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 SEALING_MAX, SEALING_S = 500, 0.02  # how often, and how long apart, it is tried
 PAGES_BYTES = 64 << 10  # zeros of this size are not kept

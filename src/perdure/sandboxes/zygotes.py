@@ -237,12 +237,19 @@ class Zygote:
         await asyncio.to_thread(self._process.wait)
 
 
-def packed(main: str) -> bytes:
-    """What is executed inside, as one archive that begins with ``main``: whoever it runs as may not be able to read where we are."""
+def packed(first: str, only: tuple[str, ...] | None = None) -> bytes:
+    """What is executed inside, as one archive in memory: whoever executes it may not be able to read where we are.
+
+    Args:
+        first: the module that it begins with.
+        only: the others that it needs; by default all.
+    """
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         for path in sorted(INSIDE.glob("*.py")):
-            archive.writestr("__main__.py" if path.stem == main else path.name, path.read_bytes())
+            if only is not None and path.stem not in (first, *only):
+                continue
+            archive.writestr("__main__.py" if path.stem == first else path.name, path.read_bytes())
     return made.getvalue()
 
 

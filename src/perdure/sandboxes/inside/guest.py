@@ -7,6 +7,7 @@ it waits for its end, ends what it has left behind, and reads its files. Everyth
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import select
@@ -357,6 +358,8 @@ def warm() -> None:
     """Import what jobs will want."""
     for name in preloaded.PRELOADED:
         __import__(name)
+    gc.collect()
+    gc.freeze()  # what is there now is shared with the worker, and never touched by its collector
 
 
 def _keep(channel: socket.socket, config: dict[str, Any], limits: Limits) -> None:
