@@ -238,7 +238,7 @@ class FirecrackerSandboxes:
             await api.close()
             await guest.close()
 
-    async def _clone(self) -> Guest:
+    async def _clone(self, is_ahead: bool) -> Guest:  # noqa: ARG002, FBT001 - the pool's; nothing is translated
         folder, guest = await self._started()
         api = Api(folder / API)
         try:

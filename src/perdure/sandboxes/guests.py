@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -89,6 +90,18 @@ class Guest:
             "address_bytes": address_bytes or max(ADDRESS_BYTES, limits.memory_bytes),
         }  # fmt: skip
         self.writer.write(frames.frame(frames.CONFIG, msgspec.json.encode(config)))
+        await self._ready(timeout_s)
+
+    async def rehearse(self, timeout_s: float) -> None:
+        """Let it do a job of ours, so that the real one finds everything warm.
+
+        Raises:
+            SandboxUnavailableError: it did not become ready again.
+        """
+        self.writer.write(frames.frame(frames.REHEARSE, b"%d" % time.time_ns()))
+        await self._ready(timeout_s)
+
+    async def _ready(self, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
                 kind, _, _ = await read_frame(self.reader)
@@ -151,18 +164,17 @@ class Pool:
     """Guests, some of them made ahead. Each is handed out once.
 
     Args:
-        make: starts one and waits until it is ready.
+        make: starts one and waits until it is ready; told whether that is ahead, so that it may take longer.
         spare: how many are kept ready.
         at_once: how many are in use at the same time; who wants a further one waits.
     """
 
-    def __init__(self, make: Callable[[], Awaitable[Guest]], *, spare: int, at_once: int) -> None:
+    def __init__(self, make: Callable[[bool], Awaitable[Guest]], *, spare: int, at_once: int) -> None:
         self._make = make
         self._wanted = spare
         self._spare: deque[Guest] = deque()
         self._making: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
-        self._arrived = asyncio.Event()
         self._room = asyncio.Semaphore(at_once)
         self.is_closed = False
 
@@ -184,15 +196,12 @@ class Pool:
     async def _take(self) -> Guest:
         if self.is_closed:
             raise SandboxUnavailableError("no sandbox can be made: the pool is closed")
-        while not self._spare and self._making:
-            self._arrived.clear()
-            await self._arrived.wait()  # one that is being made is sooner there than another
         while self._spare:
             guest = self._spare.popleft()
             if guest.process.poll() is None:
                 return guest
             self._end(guest)
-        return await self._make()
+        return await self._make(False)  # noqa: FBT003 - told above
 
     def fill(self) -> None:
         """Have as many ready as are wanted, in a while."""
@@ -208,7 +217,7 @@ class Pool:
 
     async def _make_spare(self) -> None:
         with contextlib.suppress(SandboxUnavailableError):  # whoever needs one is told
-            guest = await self._make()
+            guest = await self._make(True)  # noqa: FBT003 - told above
             if self.is_closed:
                 self._end(guest)
             else:
@@ -216,7 +225,6 @@ class Pool:
 
     def _made(self, task: asyncio.Task[None]) -> None:
         self._making.discard(task)
-        self._arrived.set()
         if not task.cancelled() and task.exception() is not None:  # a fault of ours: let it be seen
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a guest could not be made", "exception": task.exception()}

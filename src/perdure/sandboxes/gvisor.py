@@ -75,7 +75,6 @@ class GvisorSandboxes:
         self._tools, self._python, self._platform, self._packages = tools, python, platform, packages
         self._groups: Cgroups | None = None
         self._pool = Pool(self._made, spare=spare, at_once=at_once)
-        self._is_ahead = spare > 0
         self._runsc = ""
         self._folder: Path | None = None
         self._numbers = count(1)
@@ -175,7 +174,7 @@ class GvisorSandboxes:
         }  # fmt: skip
 
     # -- sandboxes
-    async def _made(self) -> Guest:
+    async def _made(self, is_ahead: bool) -> Guest:  # noqa: FBT001 - the pool's
         folder = self._folder
         if folder is None:
             raise SandboxUnavailableError("no sandbox can be made: the pool is closed")
@@ -200,7 +199,7 @@ class GvisorSandboxes:
             await guest.greet(
                 self._limits,
                 READY_S,
-                is_ahead=self._is_ahead,
+                is_ahead=is_ahead,
                 packages=self._packages,
                 address_bytes=self._limits.memory_bytes + RESERVED_BYTES,
             )

@@ -34,6 +34,7 @@ BOOT_S: Mapping[Accelerator, float] = {
     "tcg": 180.0,
 }  # KVM that needs longer is none: probed by a real boot
 SYSTEM_BYTES = 192 * MIB  # of the guest's memory for its own system, besides what a job may use
+REHEARSAL_S = 30.0
 SETTLING_S = 2.0  # what a machine still does when it is saved, each of its clones does again
 QEMU_BYTES = 256 * MIB  # of QEMU's own, besides the guest's memory
 QEMU_THREADS = 64
@@ -250,7 +251,7 @@ class MicrovmSandboxes:
             cpu_share=self._limits.cpu_share,
         )
 
-    async def _clone(self) -> Guest:
+    async def _clone(self, is_ahead: bool) -> Guest:  # noqa: FBT001 - the pool's
         """A machine that goes on from the saved state; whatever it writes into its memory is its own."""
         if self._state is None:
             raise SandboxUnavailableError("no sandbox can be made: the pool is closed")
@@ -264,6 +265,8 @@ class MicrovmSandboxes:
         guest.let_go.append(monitor.close)
         try:
             await Monitor(monitor).resumed()
+            if is_ahead:
+                await guest.rehearse(REHEARSAL_S)
         except BaseException:
             await guest.close()
             raise

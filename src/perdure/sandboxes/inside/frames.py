@@ -8,7 +8,7 @@ HEAD = struct.Struct("<cHI")
 SIZE_MAX = 1 << 20  # bytes of one frame; who sends more is not one of us
 
 # To the guest.
-CONFIG, JOB, INPUT, ARCHIVE, GO = b"K", b"J", b"I", b"A", b"G"
+CONFIG, REHEARSE, JOB, INPUT, ARCHIVE, GO = b"K", b"W", b"J", b"I", b"A", b"G"
 # From the guest.
 READY, OUT, ERROR, FILES, TOLD, KNOCK = b"R", b"1", b"2", b"F", b"T", b"o"
 # Both ways: what passes through a door.

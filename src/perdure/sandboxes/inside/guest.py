@@ -55,6 +55,9 @@ class Limits:
         del job
         return ""
 
+    def begin(self) -> None:
+        """What was used before does not count."""
+
     def found(self) -> dict[str, Any]:
         """What is told of it at the end."""
         return {}
@@ -77,6 +80,12 @@ class Link:
         while (found := self.held()) is None:
             self.read()
         return found
+
+    def ahead(self) -> bytes:
+        """The kind of the next one, which stays; waits for it."""
+        while not self._held:
+            self.read()
+        return bytes(self._held[:1])
 
     def held(self) -> tuple[bytes, int, bytes] | None:
         """The next one if it is here whole."""
@@ -108,6 +117,25 @@ class Link:
                 view = view[os.write(self._sink, view) :]
             except BlockingIOError:
                 select.select([], [self._sink], [])
+
+
+class Rehearsal(Link):
+    """Nobody outside: a job of ours, whose outcome nobody hears. What is emulated is translated once, and fast from then on."""
+
+    def __init__(self, config: dict[str, Any], now_ns: int) -> None:
+        super().__init__(os.pipe()[0], -1)
+        job = {
+            **config, "code": "print(1)", "argv": [], "env": {}, "doors": [], "collects": False, "has_files": False, "cpu_ms": 1 << 40,
+            "entropy": os.urandom(64).hex(), "now_ns": now_ns,
+        }  # fmt: skip
+        self._frames = [(frames.JOB, 0, json.dumps(job).encode()), (frames.GO, 0, b"")]
+
+    def frame(self) -> tuple[bytes, int, bytes]:
+        """The next one."""
+        return self._frames.pop(0)
+
+    def send(self, kind: bytes, data: bytes = b"", number: int = 0) -> None:
+        """Nobody hears it."""
 
 
 class Guest:
@@ -142,6 +170,7 @@ class Guest:
         self._link = link
         job, given = self._take()
         prepare(job)
+        self._limits.begin()
         if any(job[name] != self._config[name] for name in LIMITS):
             self._limits.narrow(job)
         out, err = os.pipe(), os.pipe()
