@@ -71,7 +71,7 @@ async def test_what_is_in_force_is_told(sandboxes: MicrovmSandboxes) -> None:
     assert (found.tier, found.detail) in [("microvm", "KVM"), ("microvm", "emulated (TCG)")]
     assert found.detail in sandboxes.parts["machine"]
     assert set(sandboxes.parts) == {
-        "machine", "devices", "around QEMU: namespaces", "around QEMU: system calls", "around QEMU: user", "cgroups",
+        "machine", "saved machine", "devices", "around QEMU: namespaces", "around QEMU: system calls", "around QEMU: user", "cgroups",
     }  # fmt: skip
 
 

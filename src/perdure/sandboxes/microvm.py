@@ -44,7 +44,7 @@ LABELS: Mapping[Accelerator, str] = {"kvm": "KVM", "tcg": "emulated (TCG)"}
 class MicrovmSandboxes:
     """Implements ``Sandboxes`` with QEMU.
 
-    The saved machine lies in the image's folder, under a digest of all that it is made of, and is made again when that changes. Its memory
+    The saved machine lies in the image's folder if that may be written, under a digest of all that it is made of, and is made again when that changes. Its memory
     is shared by all clones and cannot be changed by any of them.
 
     Args:
@@ -78,6 +78,7 @@ class MicrovmSandboxes:
         self._qemu: Qemu | None = None
         self._is_walled = True
         self._without_wall = ""
+        self._not_kept = ""
         self._refused: dict[str, str] = {}
         self.parts: Mapping[str, str] = {}
 
@@ -120,6 +121,7 @@ class MicrovmSandboxes:
         namespaces = "user, mount, pid, network, ipc, uts, cgroup; only programs of the system for reading"
         return {
             "machine": f"QEMU microvm, {LABELS[accelerator]}" + ("" if accelerator == "kvm" else f"; no KVM: {kvm}"),
+            "saved machine": f"in memory only: {self._not_kept}" if self._not_kept else "kept in the image's folder",
             "devices": "one virtio-serial port; no network device, no disk",
             "around QEMU: namespaces": namespaces if self._is_walled else f"missing: {self._without_wall}",
             "around QEMU: system calls": "filtered by QEMU itself (seccomp): no new programs, no privileges",
@@ -179,7 +181,10 @@ class MicrovmSandboxes:
         state = await asyncio.to_thread(read, folder, accelerator, memory_bytes)
         if state is None:
             state = await self._booted(accelerator, memory_bytes)
-            await asyncio.to_thread(write, state, folder)
+            try:
+                await asyncio.to_thread(write, state, folder)
+            except SandboxUnavailableError as error:  # then it is made again next time
+                self._not_kept = error.message
         else:
             await state.seal()
         return state

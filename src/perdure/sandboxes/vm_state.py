@@ -113,7 +113,7 @@ def read(folder: Path, accelerator: Accelerator, memory_bytes: int) -> State | N
     """
     try:
         found = folder.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # nobody's, or somebody else's
         return None
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise SandboxUnavailableError(
