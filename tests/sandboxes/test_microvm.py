@@ -238,6 +238,23 @@ async def test_of_many_states_the_newest_are_kept(tmp_path: Path) -> None:
     ]
 
 
+async def test_a_kvm_that_did_not_boot_is_not_tried_again_until_something_changes(tmp_path: Path) -> None:
+    assert vm_state.refusal(tmp_path, "qemu") == ""
+    vm_state.refuse(tmp_path / "states", "qemu", "it did not boot")
+    assert vm_state.refusal(tmp_path / "states", "qemu") == "it did not boot"
+    assert vm_state.refusal(tmp_path / "states", "another qemu") == ""
+    (tmp_path / "states" / vm_state.REFUSED).write_text('{"of": ["another boot", "qemu"], "why": "no"}')
+    assert vm_state.refusal(tmp_path / "states", "qemu") == ""
+
+
+async def test_somebody_elses_state_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = vm_state.State.empty("tcg", 1 * MIB)
+    vm_state.write(state, tmp_path / "key")
+    state.close()
+    monkeypatch.setattr(vm_state.os, "getuid", lambda: 4_242)
+    assert vm_state.read(tmp_path / "key", "tcg", 1 * MIB) is None
+
+
 async def test_equal_contents_make_an_equal_image(tmp_path: Path) -> None:
     first = vm_image.build(tmp_path / "one", tools=tools())
     assert vm_image.build(tmp_path / "two", tools=tools()) == first

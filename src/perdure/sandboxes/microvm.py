@@ -26,7 +26,7 @@ from perdure.sandboxes.qemu import (
     kvm_obstacle,
     load_commands,
 )
-from perdure.sandboxes.vm_state import State, key_of, read, write
+from perdure.sandboxes.vm_state import State, key_of, read, refusal, refuse, write
 from perdure.sandboxes.zygotes import UNPRIVILEGED
 
 BOOT_S: Mapping[Accelerator, float] = {
@@ -34,6 +34,7 @@ BOOT_S: Mapping[Accelerator, float] = {
     "tcg": 180.0,
 }  # KVM that needs longer is none: probed by a real boot
 SYSTEM_BYTES = 192 * MIB  # of the guest's memory for its own system, besides what a job may use
+STATES = "states"  # in the image's folder
 REHEARSAL_S = 30.0
 SETTLING_S = 2.0  # what a machine still does when it is saved, each of its clones does again
 QEMU_BYTES = 256 * MIB  # of QEMU's own, besides the guest's memory
@@ -157,15 +158,25 @@ class MicrovmSandboxes:
     async def _found_state(self) -> State:
         """A saved machine for the best accelerator that really boots it."""
         for accelerator in self._accelerators:
-            obstacle = kvm_obstacle(os.getuid() or UNPRIVILEGED)[0] if accelerator == "kvm" else ""
+            obstacle = await asyncio.to_thread(self._obstacle, accelerator)
             if not obstacle:
                 try:
                     return await self._state_of(accelerator)
                 except SandboxUnavailableError as error:
                     obstacle = error.message
+                    if accelerator == "kvm":
+                        await asyncio.to_thread(refuse, self._image / STATES, self._program.digest, obstacle)
             self._refused[accelerator] = obstacle
         why = "; ".join(f"{name}: {reason}" for name, reason in self._refused.items())
         raise SandboxUnavailableError(f"no micro-VM boots here ({why})")
+
+    def _obstacle(self, accelerator: Accelerator) -> str:
+        """Why an accelerator need not be tried. Blocks."""
+        if accelerator != "kvm":
+            return ""
+        return kvm_obstacle(os.getuid() or UNPRIVILEGED)[0] or refusal(
+            self._image / STATES, self._program.digest
+        )
 
     async def _state_of(self, accelerator: Accelerator) -> State:
         memory_bytes = -(-(self._limits.memory_bytes + SYSTEM_BYTES) // MIB) * MIB
@@ -177,7 +188,7 @@ class MicrovmSandboxes:
             memory_bytes,
             self._limits,
         )
-        folder = self._image / "states" / key
+        folder = self._image / STATES / key
         state = await asyncio.to_thread(read, folder, accelerator, memory_bytes)
         if state is None:
             state = await self._booted(accelerator, memory_bytes)

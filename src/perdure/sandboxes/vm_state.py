@@ -22,6 +22,7 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 SEALING_MAX, SEALING_S = 500, 0.02  # how often, and how long apart, it is tried
 PAGES_BYTES = 64 << 10  # zeros of this size are not kept
 KEPT_MAX = 4  # states in a folder: of some limits and accelerators; what an older image has left is let go
+REFUSED = ".no-kvm.json"
 RAM, DEVICE = "ram", "device"
 MODE = (
     0o777  # of what is in memory: whoever has the descriptor may map it, and the seals say what he may change
@@ -106,7 +107,7 @@ def key_of(
 
 
 def read(folder: Path, accelerator: Accelerator, memory_bytes: int) -> State | None:
-    """The state that a folder has, if it has one; not sealed yet. Blocks.
+    """The state that a folder of ours has, if it has one; not sealed yet. Blocks.
 
     Raises:
         SandboxUnavailableError: somebody else could have changed it, or it cannot be read.
@@ -115,10 +116,10 @@ def read(folder: Path, accelerator: Accelerator, memory_bytes: int) -> State | N
         found = folder.stat()
     except (FileNotFoundError, PermissionError):  # nobody's, or somebody else's
         return None
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise SandboxUnavailableError(
-            f"{folder} must belong to uid {os.getuid()} and be writable by nobody else; remove it"
-        )
+    if found.st_uid != os.getuid():
+        return None  # somebody else's is not believed
+    if found.st_mode & 0o022:
+        raise SandboxUnavailableError(f"{folder} must be writable by nobody else; remove it")
     state = State.empty(accelerator, memory_bytes)
     try:
         for name, target in ((RAM, state.ram), (DEVICE, state.device)):
@@ -154,6 +155,28 @@ def write(state: State, folder: Path) -> None:
             (beside / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             beside.rmdir()
+
+
+def refusal(folder: Path, program: str) -> str:
+    """Why KVM did not boot a machine since this host was started, if that was tried; it takes its time to find out. Blocks."""
+    try:
+        if (folder / REFUSED).stat().st_uid != os.getuid():
+            return ""
+        told = json.loads((folder / REFUSED).read_bytes())
+        return str(told["why"]) if told["of"] == _this_host(program) else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def refuse(folder: Path, program: str, why: str) -> None:
+    """Remember that, if it can be remembered. Blocks."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REFUSED).write_text(json.dumps({"of": _this_host(program), "why": why}))
+
+
+def _this_host(program: str) -> list[str]:
+    return [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), program]
 
 
 def _forget_oldest(folder: Path) -> None:

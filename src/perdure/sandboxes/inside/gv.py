@@ -13,6 +13,7 @@ sys.path.insert(0, "/inside")
 import frames
 import guest
 import linux
+from link import Link
 
 GROUPS = "/run/groups"
 QUIET = linux.NO_SETUID | linux.NO_DEVICES | linux.NO_EXECUTION
@@ -60,7 +61,7 @@ def main() -> None:
     for descriptor in (0, 1):
         os.dup2(nowhere, descriptor)
     os.environ.clear()
-    link = guest.Link(*channel)
+    link = Link(*channel)
     config = json.loads(link.frame()[2])
     if config["is_ahead"]:
         guest.warm()

@@ -17,6 +17,7 @@ import frames
 import guest
 import linux
 import root
+from link import Link, Rehearsal
 
 PORT_S = 60.0  # until the device to talk through is there; software emulation is slow
 VSOCK_PORT = 1_024
@@ -89,15 +90,15 @@ def main() -> None:
     if listener is not None:  # the first connection does not outlive being saved
         link = _link(listener)
     if link.ahead() == frames.REHEARSE:
-        made.serve(guest.Rehearsal(config, int(link.frame()[2])), _prepare)
+        made.serve(Rehearsal(config, int(link.frame()[2])), _prepare)
         made = guest.Guest(config, limits)
         link.send(frames.READY)
     made.serve(link, _prepare)
 
 
-def _link(listener: socket.socket | None) -> guest.Link:
+def _link(listener: socket.socket | None) -> Link:
     channel = _port() if listener is None else listener.accept()[0].detach()
-    return guest.Link(channel, channel)
+    return Link(channel, channel)
 
 
 def _prepare(job: dict[str, Any]) -> None:
