@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -172,6 +173,30 @@ async def test_nothing_is_left_running(sandboxes: MicrovmSandboxes) -> None:
     assert not before & set(_machines())
     with pytest.raises(SandboxUnavailableError):
         await made.run(SandboxJob(code="print(1)"))
+
+
+async def test_where_namespaces_are_forbidden_it_is_noticed(sandboxes: MicrovmSandboxes) -> None:
+    """In a user namespace of its own, where no further ones may be made."""
+    code = f"""
+import asyncio
+from pathlib import Path
+from perdure.sandboxes.microvm import MicrovmSandboxes
+from perdure.sandboxes.qemu import found
+open("/proc/sys/user/max_user_namespaces", "w").write("0")
+made = MicrovmSandboxes()
+made._qemu = found(Path({str(tools())!r}))
+asyncio.run(made._find_wall())
+print(made._is_walled, made._without_wall)
+"""
+    command = ("unshare", "--user", "--map-user=1000", "--keep-caps", sys.executable, "-c", code)
+    probe = await asyncio.create_subprocess_exec(*command[:4], "true", stderr=asyncio.subprocess.DEVNULL)
+    if await probe.wait():
+        pytest.skip("no user namespaces here at all: the other tests are about this")
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    said, problem = await process.communicate()
+    assert said == b"False user namespaces are disabled (user.max_user_namespaces)\n", problem
 
 
 # -- what it is made of

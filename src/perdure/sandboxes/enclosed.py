@@ -7,8 +7,10 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from perdure.core.errors import SandboxUnavailableError
 from perdure.core.sandbox import SandboxLimits
 from perdure.sandboxes import exchange
 from perdure.sandboxes.cgroups import Cgroups, Group
@@ -61,7 +63,7 @@ def start(
         is_walled: in namespaces of its own; else only without privileges.
 
     Raises:
-        SandboxUnavailableError: its limits cannot be set.
+        SandboxUnavailableError: it cannot be started, or its limits cannot be set.
     """
     with contextlib.closing(exchange.Held(exchange.source([packed("enclose", only=MODULES)]))) as code:
         arguments = [
@@ -72,10 +74,15 @@ def start(
             f"/proc/self/fd/{code.number}",
             *_told(program, is_walled=is_walled),
         ]
-        process = subprocess.Popen(
-            arguments, pass_fds=[*program.descriptors, code.number], env={}, cwd="/", stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, **_who(program),
-        )  # fmt: skip
+        try:
+            process = subprocess.Popen(
+                arguments, pass_fds=[*program.descriptors, code.number], env={}, cwd="/", stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, **_who(program),
+            )  # fmt: skip
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise SandboxUnavailableError(
+                f"`{program.argv[0]}` cannot be started without privileges: {error}"
+            ) from error
     try:
         group = entered(groups, process, program.limits)
         if process.stdin is not None:
@@ -88,6 +95,22 @@ def start(
         process.wait()
         raise
     return process, group
+
+
+def own(folder: Path) -> None:
+    """Make a folder for a program that is started here, which belongs to whoever it is. Blocks.
+
+    Raises:
+        SandboxUnavailableError: it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+        if os.getuid() == 0:
+            os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
+    except OSError as error:
+        raise SandboxUnavailableError(
+            f"{folder} cannot be given to uid {UNPRIVILEGED}: {error.strerror}"
+        ) from error
 
 
 def _told(program: Program, *, is_walled: bool) -> list[str]:

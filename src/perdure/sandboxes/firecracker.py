@@ -264,9 +264,7 @@ class FirecrackerSandboxes:
     async def _started(self) -> tuple[Path, Guest]:
         """Start Firecracker in a folder of its own, until it listens."""
         folder = self._place / f"vm-{next(self._numbers)}"
-        folder.mkdir(mode=0o700)
-        if os.getuid() == 0:
-            os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
+        enclosed.own(folder)
         limits = SandboxLimits(
             memory_bytes=self._limits.memory_bytes + SYSTEM_BYTES + PROGRAM_BYTES,
             processes=THREADS,

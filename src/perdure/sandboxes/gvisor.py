@@ -179,9 +179,7 @@ class GvisorSandboxes:
         if folder is None:
             raise SandboxUnavailableError("no sandbox can be made: the pool is closed")
         state = folder / f"state-{next(self._numbers)}"
-        state.mkdir(mode=0o700)
-        if os.getuid() == 0:
-            os.chown(state, UNPRIVILEGED, UNPRIVILEGED)
+        enclosed.own(state)
         ours, theirs = socket.socketpair()
         with theirs:
             try:

@@ -140,10 +140,10 @@ class MicrovmSandboxes:
         _, said = await asyncio.to_thread(process.communicate)
         if process.returncode:
             lines = said.decode(errors="replace").strip().splitlines()
-            self._is_walled, self._without_wall = (
-                False,
-                lines[-1] if lines else f"exit code {process.returncode}",
-            )
+            why = lines[-1] if lines else f"exit code {process.returncode}"
+            if "[Errno 28]" in why and "unshare" in why:  # no disk is full
+                why = "user namespaces are disabled (user.max_user_namespaces)"
+            self._is_walled, self._without_wall = False, why
 
     @property
     def _program(self) -> Qemu:
