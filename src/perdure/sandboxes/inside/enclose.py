@@ -53,7 +53,7 @@ def _build(read_only: list[str], devices: tuple[str, ...]) -> None:
         _, status = os.waitpid(first, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 255)
     linux.control(linux.DIE_WITH_PARENT, signal.SIGKILL)
-    root.build(read_only, devices)
+    root.build(read_only, devices=devices)
     linux.set_hostname("sandbox")
 
 
