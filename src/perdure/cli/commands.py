@@ -13,6 +13,7 @@ from perdure.cli.conduct_commands import conduct
 from perdure.cli.exec_command import exec_
 from perdure.cli.gateway_commands import actions, budgets, models, tools
 from perdure.cli.governance_commands import approvals, contain, keys, kill, undo
+from perdure.cli.host_commands import worker
 from perdure.cli.options import DATA, After, Config, Data, Isolated, Json, Otel
 from perdure.cli.output import Out
 from perdure.cli.policy_commands import policy
@@ -41,6 +42,7 @@ app.command(exec_, name="exec")
 app.command(runs)
 runs.command(undo)
 app.command(kill)
+app.command(worker)
 for _group in (
     actions,
     budgets,
@@ -150,9 +152,7 @@ def work(
     """
     from perdure.cli.execute import work as drive
 
-    return drive(
-        target, data, Out(json), otel=otel, config=config, agentcore=agentcore, isolation=isolation
-    )
+    return drive(target, data, Out(json), otel=otel, config=config, agentcore=agentcore, isolation=isolation)
 
 
 # -- runs

@@ -19,6 +19,7 @@ Start:
   run APP:AGENT [INPUT]     Start a run, show its progress, print its result.
   exec -- CMD...            Run an unmodified program as an agent that goes on after a crash.
   work APP                  Drive all runs of an app until told to stop.
+  worker --role sandbox     Execute jobs of other machines in sandboxes of this one.
 
 Look and act, also beside a running process:
   runs list                 List runs, newest first.
@@ -91,6 +92,7 @@ Sandboxes:
   workspace history RUN     What actions have done to them.
 
 Operate:
+  sandbox enrol NAME        Make a certificate for a sandbox host or a client of hosts.
   backup TARGET             Copy the database, also while a process works on it.
   doctor                    Check the installation and the data directory.
   bench                     Measure durable steps on this disk, beside bare SQLite commits.

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from perdure.core.errors import PerdureError
 from perdure.core.sandbox import SandboxJob, Tier
 from perdure.core.verdicts import TIERS
-from perdure.runtime.walls import ConfiguredWalls, SandboxRules, makers
+from perdure.runtime.wall_makers import makers
+from perdure.runtime.walls import ConfiguredWalls, SandboxRules
 
 PROBE = SandboxJob(code="print(6 * 7)")
 JOBS = 5  # after the first, for the usual time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +19,11 @@ from perdure.gateway.gates.walls import is_as_strong
 from perdure.ports import Sandboxes, Secrets, Store, Toolset
 from perdure.runtime.egress import Egress, Record
 from perdure.runtime.secrets import LocalSecrets
-from perdure.runtime.system import SystemClock
+from perdure.runtime.wall_makers import Make, makers
 
-PATHS = ("tools", "image")  # options that are
 SANDBOX = "sandbox"  # the toolset of code and files
 ONLINE = "sandbox-online"  # the one that reaches hosts
 WORKSPACES = "workspaces"  # the folder of the runs' files, in the data directory
-Make = Callable[[SandboxLimits, Mapping[str, Any]], Sandboxes]
 
 
 class SandboxRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,79 +161,3 @@ def with_built_in(
 ) -> list[Toolset]:
     """Toolsets of the configuration, and the built-in one."""
     return [*toolsets, *built_in(rules, folder, toolsets, secrets)]
-
-
-def makers(secrets: Secrets | None = None) -> dict[str, Make]:
-    """How the sandboxes of each tier are made; imported when they are.
-
-    Args:
-        secrets: resolves the keys of services elsewhere.
-    """
-
-    def namespace(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
-        from perdure.sandboxes.namespace import NamespaceSandboxes
-
-        return NamespaceSandboxes(limits, **_read(options))
-
-    def gvisor(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
-        from perdure.sandboxes.gvisor import GvisorSandboxes
-
-        return GvisorSandboxes(limits, **_read(options))
-
-    def microvm(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
-        from perdure.sandboxes.microvm import MicrovmSandboxes
-
-        return MicrovmSandboxes(limits, **_read(options))
-
-    def remote(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
-        return _remote(limits, _read(options), secrets)
-
-    def unwalled(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
-        from perdure.sandboxes.unwalled import UnwalledSandboxes
-
-        return UnwalledSandboxes(limits, **options)
-
-    return {"none": unwalled, "namespace": namespace, "gvisor": gvisor, "microvm": microvm, "remote": remote}
-
-
-def _remote(limits: SandboxLimits, options: dict[str, Any], secrets: Secrets | None) -> Sandboxes:
-    """Sandboxes of a service elsewhere, by its ``service``.
-
-    Raises:
-        SandboxUnavailableError: none is configured, or none of that name is known.
-    """
-    from perdure.sandboxes.remote import RemoteSandboxes, RemoteService
-
-    name = options.pop("service", "")
-    made: RemoteService
-    allows_network = bool(options.pop("allows_network", False))
-    match name:
-        case "e2b":
-            from perdure.sandboxes.remote_e2b import E2BService
-
-            made = E2BService(secrets=secrets, **options)
-        case "opensandbox":
-            from perdure.sandboxes.remote_opensandbox import OpenSandboxService
-
-            made = OpenSandboxService(secrets=secrets, **options)
-        case "kubernetes":
-            from perdure.sandboxes.remote_kubernetes import KubernetesService
-
-            made = KubernetesService(secrets=secrets, clock=SystemClock(), **options)
-        case _:
-            raise SandboxUnavailableError(
-                f"no service is configured (found `{name:.40}`): say `service` in `[sandbox.options.remote]`, one of `e2b`, `opensandbox`, "
-                "`kubernetes`, and where it is"
-            )
-    return RemoteSandboxes(made, limits, allows_network=allows_network)
-
-
-def _read(options: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML has arrays where options are tuples, and texts where they are paths."""
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        if name in PATHS:
-            found[name] = Path(str(value))
-        else:
-            found[name] = tuple(value) if isinstance(value, list) else value
-    return found
