@@ -339,19 +339,28 @@ class _Served:
 
     async def _serve(self, door: Door, channel: Channel) -> None:
         ours, theirs = socket.socketpair()
-        carrying = asyncio.ensure_future(channel.carry(*await asyncio.open_connection(sock=ours)))
-        reader, writer = await asyncio.open_connection(sock=theirs)
+        writers: list[asyncio.StreamWriter] = []
+        carrying: asyncio.Future[None] | None = None
         try:
-            await door(reader, writer)
-            writer.close()
+            near = await asyncio.open_connection(sock=ours)
+            writers.append(near[1])
+            far = await asyncio.open_connection(sock=theirs)
+            writers.append(far[1])
+            carrying = asyncio.ensure_future(channel.carry(*near))
+            await door(*far)
+            far[1].close()
             with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+                await far[1].wait_closed()
             channel.finish()
             await carrying
         finally:
-            writer.close()
-            carrying.cancel()
-            await asyncio.gather(carrying, return_exceptions=True)
+            if carrying is not None:
+                carrying.cancel()
+                await asyncio.gather(carrying, return_exceptions=True)
+            for writer in writers:
+                writer.transport.abort()
+            for one in (ours, theirs):
+                one.close()
             await channel.close()
 
     async def close(self) -> None:
