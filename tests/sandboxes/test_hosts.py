@@ -405,7 +405,12 @@ async def test_a_host_with_another_name_or_authority_is_not_believed(
     port = await made.listen("127.0.0.1", 0)
     assert "certificate" in await refused(keys, port, tls(keys, "runtime"))
     await made.close()
-    server = await asyncio.start_server(lambda r, w: w.write(b"HTTP/1.1 200 OK\r\n\r\n"), "127.0.0.1", 0)
+
+    def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(plain, "127.0.0.1", 0)
     await refused(keys, server.sockets[0].getsockname()[1], tls(keys, "runtime"))  # plain text
     server.close()
 
