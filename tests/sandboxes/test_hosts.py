@@ -11,6 +11,7 @@ import socket
 import ssl
 import stat
 import struct
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from perdure.core.errors import InputInvalidError, SandboxUnavailableError
+from perdure.core.errors import DefinitionError, InputInvalidError, SandboxUnavailableError
 from perdure.core.sandbox import MIB, SandboxFile, SandboxJob, SandboxLimits, SandboxOutcome
+from perdure.runtime.walls import ConfiguredWalls, SandboxRules
 from perdure.sandboxes import host_client, host_link, host_server
 from perdure.sandboxes.host_client import HostAddress, SandboxHosts
 from perdure.sandboxes.host_keys import context, enrol
@@ -790,3 +792,28 @@ async def test_files_go_and_come(sandboxes: SandboxHosts) -> None:
         SandboxJob(argv=("/bin/cp", "a", "b"), files=(SandboxFile(name="a", data=data),), collects=True)
     )
     assert [(file.name, file.data == data) for file in found.files] == [("a", True), ("b", True)]
+
+
+async def test_as_it_is_configured(running: Running) -> None:
+    files = {name: str(running.keys / f"{name}.pem") for name in ("runtime", "authority")}
+    options = {
+        "hosts": [f"alpha@127.0.0.1:{running.port}"], "certificate": files["runtime"], "authority": files["authority"],
+        "key": str(running.keys / "runtime.key"),
+    }  # fmt: skip
+    walls = ConfiguredWalls(SandboxRules(limits=LIMITS, options={"namespace": options}))
+    sandboxes = await walls.at_least("namespace")
+    assert (await sandboxes.run(SandboxJob(code="print(1)"))).detail == "host alpha"
+    await walls.close()
+    walls = ConfiguredWalls(SandboxRules(options={"namespace": {"hosts": options["hosts"]}}))
+    with pytest.raises(DefinitionError, match="certificate"):
+        await walls.at_least()
+
+
+def test_enrolment_at_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "perdure.cli", "sandbox", "enrol", "alpha", "--role", "host", "--json"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    for name in ("certificate", "key", "authority"):
+        assert stat.S_IMODE((tmp_path / json.loads(made.stdout)[name]).stat().st_mode) == 0o600
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 2 and "is there" in again.stderr

@@ -63,6 +63,10 @@ class RemoteSandbox(Protocol):
 
     name: str
 
+    async def ready(self) -> None:
+        """Wait until it can be used, or raise ``CallError``."""
+        ...
+
     async def put(self, name: str, data: bytes) -> None:
         """Write a file, or raise ``CallError``."""
         ...
@@ -87,7 +91,7 @@ class RemoteService(Protocol):
     host: str
 
     async def create(self, limits: SandboxLimits, lifetime_s: int) -> RemoteSandbox:
-        """Make one without a network, which the service deletes by itself after its lifetime. Raises ``CallError``."""
+        """Order one without a network, which the service deletes by itself after its lifetime. Raises ``CallError``."""
         ...
 
     async def close(self) -> None:
@@ -199,6 +203,7 @@ class RemoteSandboxes:
     ) -> SandboxOutcome:
         loop = asyncio.get_running_loop()
         try:
+            await made.ready()
             await made.put(ARCHIVE, archive)
         except CallError as error:
             raise SandboxUnavailableError(f"the job could not be handed over: {error}") from error

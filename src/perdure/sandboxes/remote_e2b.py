@@ -113,6 +113,9 @@ class _Sandbox:
         self._inside = inside
         self._folder = folder
 
+    async def ready(self) -> None:
+        """It is, when the service has answered."""
+
     async def put(self, name: str, data: bytes) -> None:
         path = joined(self._folder, name)
         await self._calls.whole(

@@ -103,44 +103,8 @@ class KubernetesService:
         found = await self._calls.told("POST", claims, headers=headers, json=order)
         name = text(found.get("metadata") or {}, "name")
         own = f"{claims}/{quote(name, safe='')}"
-        sandbox = _Sandbox(self._calls, self._routed, name, own, headers, self._router)
-        try:
-            status = await self._until_ready(found, own, headers)
-        except BaseException:  # it was made: whoever asked will never hear of it
-            await asyncio.shield(sandbox.quietly_deleted())
-            raise
-        sandbox.reach(
-            {
-                "X-Sandbox-ID": text(status.get("sandbox") or {}, "name"),
-                "X-Sandbox-Namespace": self._namespace,
-                "X-Sandbox-Port": str(self._port),
-                **(
-                    {"X-Sandbox-Pod-IP": ips[0]}
-                    if (ips := (status.get("sandbox") or {}).get("podIPs"))
-                    else {}
-                ),
-            }
-        )
-        return sandbox
-
-    async def _until_ready(
-        self, found: dict[str, Any], own: str, headers: dict[str, str]
-    ) -> Mapping[str, Any]:
-        """The status of a claim that is bound to a sandbox which is ready."""
-        try:
-            async with asyncio.timeout(START_S):
-                while True:
-                    status: dict[str, Any] = found.get("status") or {}
-                    for condition in status.get("conditions") or []:
-                        if condition.get("reason") in HOPELESS and condition.get("status") == "False":
-                            words = self._calls.said(f"{condition['reason']}: {condition.get('message', '')}")
-                            raise CallError(f"the claim cannot be met: {words}", never_sent=True)
-                    if (status.get("sandbox") or {}).get("name") and _is_ready(status):
-                        return status
-                    await asyncio.sleep(POLL_S)
-                    found = await self._calls.told("GET", own, headers=headers)
-        except TimeoutError:
-            raise CallError(f"the sandbox was not ready in {START_S} s", never_sent=True) from None
+        inside = {"X-Sandbox-Namespace": self._namespace, "X-Sandbox-Port": str(self._port)}
+        return _Sandbox(self._calls, self._routed, name, own, headers, self._router, inside, found)
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -157,7 +121,15 @@ def _is_ready(status: Mapping[str, Any]) -> bool:
 
 class _Sandbox:
     def __init__(
-        self, calls: Calls, routed: Calls, name: str, own: str, headers: dict[str, str], router: str
+        self,
+        calls: Calls,
+        routed: Calls,
+        name: str,
+        own: str,
+        headers: dict[str, str],
+        router: str,
+        inside: dict[str, str],
+        found: dict[str, Any],
     ) -> None:
         self.name = name
         self._calls = calls
@@ -165,11 +137,32 @@ class _Sandbox:
         self._own = own
         self._headers = headers
         self._router = router
-        self._inside: dict[str, str] = {}
+        self._inside = inside
+        self._found = found
 
-    def reach(self, headers: dict[str, str]) -> None:
-        """How the router finds it."""
-        self._inside = headers
+    async def ready(self) -> None:
+        try:
+            async with asyncio.timeout(START_S):
+                status = await self._until_ready()
+        except TimeoutError:
+            raise CallError(f"the sandbox was not ready in {START_S} s") from None
+        sandbox = status.get("sandbox") or {}
+        self._inside["X-Sandbox-ID"] = text(sandbox, "name")
+        if ips := sandbox.get("podIPs"):
+            self._inside["X-Sandbox-Pod-IP"] = str(ips[0])
+
+    async def _until_ready(self) -> Mapping[str, Any]:
+        """The status of a claim that is bound to a sandbox which is ready."""
+        while True:
+            status: dict[str, Any] = self._found.get("status") or {}
+            for condition in status.get("conditions") or []:
+                if condition.get("reason") in HOPELESS and condition.get("status") == "False":
+                    words = self._calls.said(f"{condition['reason']}: {condition.get('message', '')}")
+                    raise CallError(f"the claim cannot be met: {words}")
+            if (status.get("sandbox") or {}).get("name") and _is_ready(status):
+                return status
+            await asyncio.sleep(POLL_S)
+            self._found = await self._calls.told("GET", self._own, headers=self._headers)
 
     async def put(self, name: str, data: bytes) -> None:
         for again in range(TRIES, 0, -1):  # a router may not know a sandbox yet that was claimed just now
@@ -209,10 +202,3 @@ class _Sandbox:
         except CallError as error:
             if error.status != httpx2.codes.NOT_FOUND:
                 raise
-
-    async def quietly_deleted(self) -> None:
-        """Once; its expiry ends it otherwise."""
-        try:
-            await self.delete()
-        except CallError:
-            return

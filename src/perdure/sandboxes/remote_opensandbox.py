@@ -76,39 +76,7 @@ class OpenSandboxService:
         found = await self._calls.told("POST", f"{self._api}/sandboxes", headers=headers, json=order)
         made = text(found, "id")
         own = f"{self._api}/sandboxes/{quote(made, safe='')}"
-        sandbox = _Sandbox(self._calls, made, own, headers, self._folder)
-        try:
-            await self._until_running(found, own, headers)
-            where = f"{own}/endpoints/{DAEMON_PORT}"
-            asked = {"use_server_proxy": "true"} if self._is_proxied else {}
-            found = await self._calls.told("GET", where, headers=headers, params=asked)
-            sandbox.reach(
-                self._address(text(found, "endpoint")),
-                found.get("headers") or {},
-                is_proxied=self._is_proxied,
-            )
-            await sandbox.until_it_answers()
-        except BaseException:  # it was made: whoever asked will never hear of it
-            await asyncio.shield(sandbox.quietly_deleted())
-            raise
-        return sandbox
-
-    async def _until_running(self, found: dict[str, Any], own: str, headers: dict[str, str]) -> None:
-        try:
-            async with asyncio.timeout(START_S):
-                while (state := (found.get("status") or {}).get("state")) != "Running":
-                    if state in GONE:
-                        why = self._calls.said(str((found.get("status") or {}).get("message") or state))
-                        raise CallError(f"the sandbox did not start: {why}", never_sent=True)
-                    await asyncio.sleep(POLL_S)
-                    found = await self._calls.told("GET", own, headers=headers)
-        except TimeoutError:
-            raise CallError(f"the sandbox did not start in {START_S} s", never_sent=True) from None
-
-    def _address(self, endpoint: str) -> str:
-        """Endpoints come without a scheme: they have that of the service."""
-        whole = endpoint if "://" in endpoint else f"{urlsplit(self._api).scheme}://{endpoint}"
-        return checked_url(whole)
+        return _Sandbox(self._calls, made, own, headers, self._folder, found, is_proxied=self._is_proxied)
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -116,40 +84,65 @@ class OpenSandboxService:
 
 
 class _Sandbox:
-    def __init__(self, calls: Calls, name: str, own: str, headers: dict[str, str], folder: str) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        name: str,
+        own: str,
+        headers: dict[str, str],
+        folder: str,
+        found: dict[str, Any],
+        *,
+        is_proxied: bool,
+    ) -> None:
         self.name = name
         self._calls = calls
         self._own = own
         self._headers = headers
         self._folder = folder
+        self._found = found
+        self._is_proxied = is_proxied
         self._base = ""
         self._inside: dict[str, str] = {}
 
-    def reach(self, base: str, headers: dict[str, str], *, is_proxied: bool) -> None:
-        """Where its daemon is. The key goes along only where the service itself passes the calls on."""
-        self._base = base
-        self._inside = {
-            **headers,
-            **(self._headers if is_proxied and host_of(base) == host_of(self._own) else {}),
-        }
-        self._calls.hide(*headers.values())
-
-    async def until_it_answers(self) -> None:
+    async def ready(self) -> None:
         try:
             async with asyncio.timeout(START_S):
-                while True:
-                    try:
-                        await self._calls.whole("GET", f"{self._base}/ping", headers=self._inside)
-                    except CallError as error:
-                        if error.status in (401, 403):
-                            raise
-                        await asyncio.sleep(POLL_S)
-                    else:
-                        return
+                await self._until_running()
+                asked = {"use_server_proxy": "true"} if self._is_proxied else {}
+                where = f"{self._own}/endpoints/{DAEMON_PORT}"
+                found = await self._calls.told("GET", where, headers=self._headers, params=asked)
+                self._reach(text(found, "endpoint"), found.get("headers") or {})
+                await self._until_it_answers()
         except TimeoutError:
-            raise CallError(
-                f"the daemon of the sandbox did not answer in {START_S} s", never_sent=True
-            ) from None
+            raise CallError(f"the sandbox was not ready in {START_S} s") from None
+
+    async def _until_running(self) -> None:
+        while (state := (self._found.get("status") or {}).get("state")) != "Running":
+            if state in GONE:
+                why = self._calls.said(str((self._found.get("status") or {}).get("message") or state))
+                raise CallError(f"the sandbox did not start: {why}")
+            await asyncio.sleep(POLL_S)
+            self._found = await self._calls.told("GET", self._own, headers=self._headers)
+
+    def _reach(self, endpoint: str, headers: dict[str, str]) -> None:
+        """Endpoints come without a scheme: they have that of the service. The key goes along only where it passes the calls on."""
+        base = endpoint if "://" in endpoint else f"{urlsplit(self._own).scheme}://{endpoint}"
+        self._base = checked_url(base)
+        is_own = self._is_proxied and host_of(self._base) == host_of(self._own)
+        self._inside = {**headers, **(self._headers if is_own else {})}
+        self._calls.hide(*headers.values())
+
+    async def _until_it_answers(self) -> None:
+        while True:
+            try:
+                await self._calls.whole("GET", f"{self._base}/ping", headers=self._inside)
+            except CallError as error:
+                if error.status in (401, 403):
+                    raise
+                await asyncio.sleep(POLL_S)
+            else:
+                return
 
     async def put(self, name: str, data: bytes) -> None:
         about = msgspec.json.encode({"path": joined(self._folder, name), "mode": 600})
@@ -183,13 +176,6 @@ class _Sandbox:
         except CallError as error:
             if error.status != httpx2.codes.NOT_FOUND:
                 raise
-
-    async def quietly_deleted(self) -> None:
-        """Once; its lifetime ends it otherwise."""
-        try:
-            await self.delete()
-        except CallError:
-            return
 
 
 async def _events(answer: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
