@@ -62,7 +62,9 @@ async def speed(folder: Path, isolation: Isolation | WorkerRules, seconds: float
 async def recovery(folder: Path, kills: int) -> dict[str, float]:
     """Milliseconds from kill -9 of the one worker to the next step that is durable; the start of a worker is in it."""
     took = []
-    async with Runtime.open(folder, agents=AGENTS, isolation=WorkerRules(isolation="process", min=1, max=1)) as runtime:
+    async with Runtime.open(
+        folder, agents=AGENTS, isolation=WorkerRules(isolation="process", min=1, max=1)
+    ) as runtime:
         handle = await runtime.start("isolated-spawned")
         places: Any = runtime.engine.places  # type: ignore[union-attr]
         for _ in range(kills):
@@ -95,7 +97,9 @@ async def measure(rounds: int, seconds: float, kills: int) -> dict[str, Any]:
         after = await recovery(Path(path) / "data", kills)
     return {
         "rounds": rows,
-        "steps_ratio": median(row["isolated"]["steps_per_s"] / row["in_process"]["steps_per_s"] for row in rows),
+        "steps_ratio": median(
+            row["isolated"]["steps_per_s"] / row["in_process"]["steps_per_s"] for row in rows
+        ),
         "step_alone_ratio": median(
             row["isolated"]["step_alone_ms"] / row["in_process"]["step_alone_ms"] for row in rows
         ),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.cli.conftest import APP, Cli
 
-WHERE = '''
+WHERE = """
 import os
 from perdure import Run, agent, step
 
@@ -18,7 +18,7 @@ def process(_: int) -> int:
 @agent("where")
 async def where(run: Run) -> list[int]:
     return [os.getpid(), os.getppid(), await run.step(process, 1)]
-'''
+"""
 
 
 def test_run_in_worker_processes_by_flag_and_by_configuration(cli: Cli, tmp_path: Path) -> None:

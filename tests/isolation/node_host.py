@@ -33,7 +33,9 @@ async def main(data: str, node: str) -> None:
         assert runtime.engine is not None
         told: list[int] = []
         while True:
-            pids = [worker.pid for worker in runtime.engine.places.pools[0].workers if worker.state == "ready"]  # type: ignore[union-attr]
+            pids = [
+                worker.pid for worker in runtime.engine.places.pools[0].workers if worker.state == "ready"
+            ]  # type: ignore[union-attr]
             if pids and pids != told:
                 print(*pids, flush=True)
                 told = pids

@@ -14,7 +14,6 @@ from perdure.core import entries as e
 from perdure.core.errors import PerdureError, QuarantinedError
 from perdure.core.records import Status
 from perdure.core.workers import WorkerRules
-from tests.isolation import harness
 from tests.isolation.harness import kill_workers, opened, pids, pool, until_lines
 from tests.runtime.test_durable import until
 
@@ -184,6 +183,8 @@ async def test_workers_die_with_their_runtime(data: Path, tmp_path: Path) -> Non
         worker._link.worker = None
         worker._link.transport.abort()
         async with asyncio.timeout(5):
-            while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            while (
+                Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+            ):
                 await asyncio.sleep(0.02)
         os.kill(pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perdure import Runtime, RunHandle
+from perdure import RunHandle, Runtime
 from perdure.core import entries as e
 from perdure.core.errors import DefinitionError, PerdureError, SandboxUnavailableError
 from perdure.core.records import Status
@@ -115,9 +115,7 @@ async def test_the_journal_is_the_same(
 ) -> None:
     found = []
     for rules in ("none", harness.RULES):
-        async with opened(
-            tmp_path / str(len(found)), rules, extra=(golden.golden, golden.child)
-        ) as runtime:
+        async with opened(tmp_path / str(len(found)), rules, extra=(golden.golden, golden.child)) as runtime:
             handle = await runtime.start(name, given)
             await drive(runtime, handle)
             result = await _ended(runtime, handle)

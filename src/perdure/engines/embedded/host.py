@@ -266,7 +266,8 @@ class Host:
             raise mismatch(self.run_id, entry, expected, "no such call")
         request = open_call.request
         if (request.kind, request.name, request.digest) != (entry.kind, entry.name, entry.digest):
-            raise mismatch(self.run_id, entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip()
+            raise mismatch(
+                self.run_id, entry, expected, f"{request.kind} `{request.name}` {request.digest}".rstrip()
             )
         if self.memory is not None:
             self.memory.see(entry, self.driver.bytes_of)

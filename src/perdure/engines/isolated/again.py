@@ -34,9 +34,7 @@ async def begin_again(worker: Worker, run: str, fence: int, blamed: str | None, 
             return None
         if blamed is not None:
             last_ms = tx.journal(run, after=record.seq - 1)[-1].at_ms
-            entry = e.RunRecovered(
-                seq=record.seq + 1, at_ms=max(now_ms, last_ms), worker=blamed, fence=fence
-            )
+            entry = e.RunRecovered(seq=record.seq + 1, at_ms=max(now_ms, last_ms), worker=blamed, fence=fence)
             tx.append(run, fence, (entry,), {})
         return tx.run(run)
 

@@ -281,7 +281,8 @@ class RemoteHost(Host):
         if self.post is None:
             raise Suspended(self.run_id)
         key = (open_call.number, number)
-        future = self._trying[key] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._trying[key] = future
         self.post.send(wire.StepBegin(run=self.number, call=open_call.number, attempt=number))
         try:
             return await future
@@ -331,7 +332,9 @@ class RemoteHost(Host):
         engine.forget(self)
         if not was_parked and not engine.is_draining:
             by = f"{engine.name}/{pid}" if is_blamed else None
-            engine.spawn(begin_again(worker, self.run_id, self.fence, by, why), name=f"perdure-again-{self.run_id}")
+            engine.spawn(
+                begin_again(worker, self.run_id, self.fence, by, why), name=f"perdure-again-{self.run_id}"
+            )
 
     def rest(self) -> None:
         """Wait in memory, here and there."""
@@ -351,9 +354,7 @@ class RemoteHost(Host):
 
 def is_event(entry: e.Entry) -> bool:
     """Whether the code is told of an entry."""
-    return isinstance(entry, EFFECTIVE) or (
-        isinstance(entry, e.CallEntry) and not isinstance(entry, e.NOTES)
-    )
+    return isinstance(entry, EFFECTIVE) or (isinstance(entry, e.CallEntry) and not isinstance(entry, e.NOTES))
 
 
 def is_told_by_worker(entry: e.Entry) -> bool:
@@ -374,12 +375,9 @@ def _raised(problem: wire.Problem, *, is_stop: bool) -> Exception:
     kind = error_for(problem.code)
     if issubclass(kind, BlockedError):
         return kind(problem.message[:ERROR_TEXT_MAX])
-    failure = failure_of_problem(
-        msgspec.structs.replace(problem, code=problem.code or "agent-failed")
-    )
+    failure = failure_of_problem(msgspec.structs.replace(problem, code=problem.code or "agent-failed"))
     return ToldStop(failure) if is_stop else ToldError(failure)
 
 
 def _nothing() -> None:
     pass
-

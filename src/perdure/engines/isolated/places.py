@@ -34,7 +34,12 @@ class WorkerPlaces:
     """Implements ``Places``: runs of the agents of these apps have their code in worker processes."""
 
     def __init__(
-        self, apps: Sequence[WorkerApp], rules: WorkerRules, settings: Settings, folder: Path, bits: Callable[[int], int]
+        self,
+        apps: Sequence[WorkerApp],
+        rules: WorkerRules,
+        settings: Settings,
+        folder: Path,
+        bits: Callable[[int], int],
     ) -> None:
         self._settings = settings
 
@@ -42,9 +47,7 @@ class WorkerPlaces:
             return f"{bits(TOKEN_BITS):064x}"
 
         self.pools = [Pool(app, rules, folder, token, drain_ms=settings.drain_ms) for app in apps]
-        self._by_agent: Mapping[str, Pool] = {
-            name: pool for pool in self.pools for name in pool.app.agents
-        }
+        self._by_agent: Mapping[str, Pool] = {name: pool for pool in self.pools for name in pool.app.agents}
 
     def host(self, worker: Worker, run: RunRecord, agent: Agent) -> Host | None:
         """A host for a run of one of these agents."""
@@ -60,7 +63,9 @@ class WorkerPlaces:
         found: tuple[Pool, WorkerProcess] | None = None
         for pool in self.pools:
             for worker in pool.workers:
-                if worker.state == "starting" and hmac.compare_digest(worker.token.encode(), hello.token.encode()):
+                if worker.state == "starting" and hmac.compare_digest(
+                    worker.token.encode(), hello.token.encode()
+                ):
                     found = pool, worker
         if found is None:
             raise RequestInvalidError("the token of that `hello` is unknown, or was used")
@@ -75,7 +80,9 @@ class WorkerPlaces:
             if hello.agents.get(name) != version:
                 there = hello.agents.get(name)
                 is_there = "not there" if there is None else f"there in version `{there:.80}`"
-                worker.kill(f"agent `{name}` is {is_there}; expected version `{version}`, at the top of its module")
+                worker.kill(
+                    f"agent `{name}` is {is_there}; expected version `{version}`, at the top of its module"
+                )
                 raise RequestInvalidError(worker.why)
         worker.peer = pid
         asyncio.get_running_loop().call_soon(worker.accept, link)
@@ -106,7 +113,7 @@ async def places(
     """
     if sys.platform != "linux":
         message = f"worker processes are checked with what only Linux has, this is {sys.platform}"
-        raise SandboxUnavailableError(f"{message}; set `isolation = \"none\"`, or run on Linux")
+        raise SandboxUnavailableError(f'{message}; set `isolation = "none"`, or run on Linux')
     folder = Path(tempfile.mkdtemp(prefix="perdure-"))  # of mode 0700
     made = WorkerPlaces(apps, rules, settings, folder, bits)
     loop = asyncio.get_running_loop()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from perdure.core.errors import SandboxUnavailableError
 from perdure.core.workers import WorkerRules
@@ -14,7 +15,10 @@ from perdure.engines.isolated.host import RemoteHost
 from perdure.engines.isolated.process import WorkerApp, WorkerProcess
 
 log = logging.getLogger("perdure.workers")
-BACKOFF_S = (0.1, 15.0)  # before a worker is started after one that ended by itself: first and longest
+BACKOFF_S = (
+    0.05,
+    15.0,
+)  # before a worker is started after several that ended before they did anything: unit and longest
 TICK_S = 0.2  # between two looks at who waits and who is idle
 FULL_SHARE = 0.75  # of its memory: from here on a worker gets no more runs, and is replaced
 
@@ -64,7 +68,7 @@ class Pool:
                 why = self._problem or "it did not start"
                 message = f"no worker process of `{self.app.name}` can be had: {why}"
                 raise SandboxUnavailableError(
-                    f"{message}; make that work, or set `isolation = \"none\"` if the agents may run in the runtime's own process"
+                    f'{message}; make that work, or set `isolation = "none"` if the agents may run in the runtime\'s own process'
                 )
             self._changed.clear()
             await self._changed.wait()
@@ -92,8 +96,8 @@ class Pool:
                 return worker
         return None
 
-    def _spawn(self, work: object) -> None:
-        task = self._loop.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -184,9 +188,11 @@ class Pool:
                     worker.drain_by = now + self._drain_s
             if self._queue:
                 self._assign()
-            elif sum(worker.state in ("starting", "ready") for worker in self.workers) < self.rules.min:
-                if now >= self._not_before:
-                    self._start()
+            elif now >= self._not_before and self._living() < self.rules.min:
+                self._start()
+
+    def _living(self) -> int:
+        return sum(worker.state in ("starting", "ready") for worker in self.workers)
 
     def _is_to_end(self, worker: WorkerProcess, now: float) -> bool:
         if worker.peak_bytes > self.rules.memory_bytes * FULL_SHARE and worker.hosts:
@@ -218,7 +224,9 @@ class Pool:
             return
         self.ended += 1
         self._failures = 1 if worker.has_worked else self._failures + 1
-        wait_s = min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** min(self._failures - 1, 10))
+        wait_s = (
+            0.0 if self._failures == 1 else min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** min(self._failures, 10))
+        )
         self._not_before = self._loop.time() + wait_s
         self._spawn(self._bury(worker, worker.suspects()))
 

@@ -118,7 +118,12 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, app: WorkerApp, rules: WorkerRules, token: str, folder: Path, on_change: Callable[[WorkerProcess], None]
+        self,
+        app: WorkerApp,
+        rules: WorkerRules,
+        token: str,
+        folder: Path,
+        on_change: Callable[[WorkerProcess], None],
     ) -> None:
         self.app = app
         self.rules = rules
@@ -276,7 +281,9 @@ class WorkerProcess:
         if process is None or process.stdout is None:
             return
         reader = asyncio.StreamReader(limit=READ_BYTES)
-        transport, _ = await self._loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), process.stdout)
+        transport, _ = await self._loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), process.stdout
+        )
         try:
             while data := await reader.read(READ_BYTES):
                 self._tail = (self._tail + data)[-OUTPUT_TAIL_BYTES:]
@@ -384,4 +391,3 @@ def _marked(path: Path) -> int:
     except (OSError, struct.error):
         return 0
     return found
-

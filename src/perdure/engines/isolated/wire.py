@@ -37,7 +37,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
 
 
 # -- from the runtime
-class Welcome(_Frame, tag="welcome"):
+class Welcome(_Frame, frozen=True, tag="welcome"):
     """The answer to ``hello``."""
 
     protocol: int
@@ -46,7 +46,7 @@ class Welcome(_Frame, tag="welcome"):
     calls_open_max: int
 
 
-class Start(_Frame, tag="start"):
+class Start(_Frame, frozen=True, tag="start"):
     """A run begins here, from its first line; what it did before follows as answers.
 
     ``frontier`` is the last recorded event that depends on what the code did: until then it repeats itself.
@@ -64,7 +64,7 @@ class Start(_Frame, tag="start"):
     patches: tuple[str, ...] = ()
 
 
-class Answer(_Frame, tag="answer"):
+class Answer(_Frame, frozen=True, tag="answer"):
     """A call has ended: with a value, or with an error to raise."""
 
     run: int
@@ -76,7 +76,7 @@ class Answer(_Frame, tag="answer"):
     error: Problem | None = None
 
 
-class Fired(_Frame, tag="fired"):
+class Fired(_Frame, frozen=True, tag="fired"):
     """A timer of the run's own loop is due."""
 
     run: int
@@ -85,7 +85,7 @@ class Fired(_Frame, tag="fired"):
     timer: int
 
 
-class Cancel(_Frame, tag="cancel"):
+class Cancel(_Frame, frozen=True, tag="cancel"):
     """The code is asked to stop."""
 
     run: int
@@ -94,7 +94,7 @@ class Cancel(_Frame, tag="cancel"):
     reason: str
 
 
-class Forked(_Frame, tag="forked"):
+class Forked(_Frame, frozen=True, tag="forked"):
     """From here on the run is another one: with this id, and other chance."""
 
     run: int
@@ -104,7 +104,7 @@ class Forked(_Frame, tag="forked"):
     chance: int
 
 
-class StepBegin(_Frame, tag="step-begin"):
+class StepBegin(_Frame, frozen=True, tag="step-begin"):
     """Make an attempt of a step that the run has called."""
 
     run: int
@@ -112,7 +112,7 @@ class StepBegin(_Frame, tag="step-begin"):
     attempt: int
 
 
-class StepCancel(_Frame, tag="step-cancel"):
+class StepCancel(_Frame, frozen=True, tag="step-cancel"):
     """Nobody waits for that attempt any more."""
 
     run: int
@@ -120,19 +120,19 @@ class StepCancel(_Frame, tag="step-cancel"):
     attempt: int
 
 
-class Drop(_Frame, tag="drop"):
+class Drop(_Frame, frozen=True, tag="drop"):
     """Forget a run."""
 
     run: int
 
 
-class Ping(_Frame, tag="ping"):
+class Ping(_Frame, frozen=True, tag="ping"):
     """Answer with ``pong``, from the loop that runs the agents."""
 
     id: int
 
 
-class Stop(_Frame, tag="stop"):
+class Stop(_Frame, frozen=True, tag="stop"):
     """End: no run is left here."""
 
 
@@ -140,7 +140,7 @@ Downward = Welcome | Start | Answer | Fired | Cancel | Forked | StepBegin | Step
 
 
 # -- from the worker: what the code of a run did until nothing of it was ready any more
-class Call(_Frame, tag="call"):
+class Call(_Frame, frozen=True, tag="call"):
     """A durable call. Numbers count from 1 in the order of the calls."""
 
     call: int
@@ -160,52 +160,52 @@ class Call(_Frame, tag="call"):
     is_threaded: bool = False
 
 
-class GiveUp(_Frame, tag="give-up"):
+class GiveUp(_Frame, frozen=True, tag="give-up"):
     """The code does not wait for that call any more."""
 
     call: int
 
 
-class Timer(_Frame, tag="timer"):
+class Timer(_Frame, frozen=True, tag="timer"):
     """The code has set a timer of its own loop; numbers count from 1."""
 
     timer: int
     due_ms: int
 
 
-class TimerStopped(_Frame, tag="timer-stopped"):
+class TimerStopped(_Frame, frozen=True, tag="timer-stopped"):
     """The code has stopped a timer."""
 
     timer: int
 
 
-class Patch(_Frame, tag="patch"):
+class Patch(_Frame, frozen=True, tag="patch"):
     """The code has taken the new path of a deliberate change."""
 
     name: str
 
 
-class Show(_Frame, tag="show"):
+class Show(_Frame, frozen=True, tag="show"):
     """Something for whoever watches live."""
 
     kind: str
     data: msgspec.Raw
 
 
-class Result(_Frame, tag="result"):
+class Result(_Frame, frozen=True, tag="result"):
     """The code has ended with a result."""
 
     value: msgspec.Raw
 
 
-class Error(_Frame, tag="error"):
+class Error(_Frame, frozen=True, tag="error"):
     """The code has ended with an error; ``is_stop`` if it is how an agent that is told to stop ends."""
 
     error: Problem
     is_stop: bool = False
 
 
-class Cancelled(_Frame, tag="cancelled"):
+class Cancelled(_Frame, frozen=True, tag="cancelled"):
     """The code has ended because it was told to stop."""
 
 
@@ -213,7 +213,7 @@ Did = Call | GiveUp | Timer | TimerStopped | Patch | Show | Result | Error | Can
 
 
 # -- from the worker: frames
-class Hello(_Frame, tag="hello"):
+class Hello(_Frame, frozen=True, tag="hello"):
     """The first frame: who is there, with the versions of its agents."""
 
     protocol: int
@@ -222,14 +222,14 @@ class Hello(_Frame, tag="hello"):
     language: str = ""
 
 
-class Do(_Frame, tag="do"):
+class Do(_Frame, frozen=True, tag="do"):
     """What the code of a run did so far; more follows before ``ran``."""
 
     run: int
     do: tuple[Did, ...]
 
 
-class Ran(_Frame, tag="ran"):
+class Ran(_Frame, frozen=True, tag="ran"):
     """The event ``seq`` has been taken in, and nothing of the run is ready any more."""
 
     run: int
@@ -237,7 +237,7 @@ class Ran(_Frame, tag="ran"):
     do: tuple[Did, ...] = ()
 
 
-class StepEnd(_Frame, tag="step-end"):
+class StepEnd(_Frame, frozen=True, tag="step-end"):
     """How an attempt of a step ended; ``is_final`` if another one cannot help."""
 
     run: int
@@ -248,7 +248,7 @@ class StepEnd(_Frame, tag="step-end"):
     is_final: bool = False
 
 
-class Unreadable(_Frame, tag="unreadable"):
+class Unreadable(_Frame, frozen=True, tag="unreadable"):
     """The value recorded for a call does not fit its type any more."""
 
     run: int
@@ -256,7 +256,7 @@ class Unreadable(_Frame, tag="unreadable"):
     message: str
 
 
-class Pong(_Frame, tag="pong"):
+class Pong(_Frame, frozen=True, tag="pong"):
     """The answer to ``ping``."""
 
     id: int

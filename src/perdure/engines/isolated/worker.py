@@ -98,9 +98,7 @@ class Client(wire.FrameReader):
         """Say hello."""
         super().connection_made(transport)
         versions = {name: agent.version for name, agent in self._agents.items()}
-        self.send(
-            wire.Hello(protocol=wire.PROTOCOL, token=self._token, agents=versions, language="python")
-        )
+        self.send(wire.Hello(protocol=wire.PROTOCOL, token=self._token, agents=versions, language="python"))
 
     def take(self, data: bytes) -> None:
         """A frame from the runtime."""
@@ -112,21 +110,8 @@ class Client(wire.FrameReader):
 
     def _take(self, frame: wire.Downward) -> None:
         match frame:
-            case wire.Answer() | wire.Fired() | wire.Cancel() | wire.Forked():
-                guest = self._guests.get(frame.run)
-                if guest is not None:
-                    self._executing(guest, lambda: guest.take(frame))
-            case wire.StepBegin():
-                if (guest := self._guests.get(frame.run)) is not None:
-                    guest.begin_step(frame, self._mark.around)
-            case wire.StepCancel():
-                if (guest := self._guests.get(frame.run)) is not None:
-                    guest.cancel_step(frame)
             case wire.Start():
                 self._start(frame)
-            case wire.Drop(run=number):
-                if (guest := self._guests.pop(number, None)) is not None:
-                    self._executing(guest, guest.close)
             case wire.Ping(id=number):
                 self.send(wire.Pong(id=number))
             case wire.Welcome():
@@ -134,6 +119,22 @@ class Client(wire.FrameReader):
                 self.bytes_max = frame.frame_bytes_max
             case wire.Stop():
                 self._end(0)
+            case _:
+                guest = self._guests.get(frame.run)
+                if guest is not None:  # one that was forgotten may still be told something
+                    self._tell(guest, frame)
+
+    def _tell(self, guest: Guest, frame: wire.Downward) -> None:
+        match frame:
+            case wire.Answer() | wire.Fired() | wire.Cancel() | wire.Forked():
+                self._executing(guest, lambda: guest.take(frame))
+            case wire.StepBegin():
+                guest.begin_step(frame, self._mark.around)
+            case wire.StepCancel():
+                guest.cancel_step(frame)
+            case wire.Drop():
+                del self._guests[frame.run]
+                self._executing(guest, guest.close)
 
     def _start(self, frame: wire.Start) -> None:
         agent = self._agents.get(frame.agent)
