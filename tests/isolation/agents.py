@@ -124,6 +124,11 @@ async def ends_in_code(run: Run, log: str, how: str) -> None:
     await run.sleep(30)
 
 
+@agent("ends-in-memory")
+async def ends_in_memory(run: Run, how: str) -> None:
+    end(how)
+
+
 @agent("ends-once")
 async def ends_once(run: Run, log: str, how: str) -> str:
     """The first worker that runs it ends."""
@@ -261,6 +266,52 @@ async def wide(run: Run, count: int, size: int) -> int:
     found = await run.gather(*(run.step(big, size) for _ in range(count)))
     asked = await run.gather(*(run.receive(json.dumps("y" * 150)[:150], timeout=0.01) for _ in range(count)))
     return sum(len(item) for item in found) + sum(item is None for item in asked)
+
+
+@step
+def attack(data: str, runtime: int) -> dict[str, str]:
+    """Try to get at the runtime, its files and the host's."""
+    import signal
+    import socket
+
+    def tried(work: Any) -> str:
+        try:
+            return f"got {work()!r:.60}"
+        except (OSError, PermissionError, AttributeError) as error:
+            return f"refused: {type(error).__name__}"
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def called(name: str, *values: Any) -> Any:
+        if getattr(libc, name)(*values) < 0:
+            raise OSError(ctypes.get_errno(), name)
+        return "done"
+
+    return {
+        "database": tried(lambda: Path(data, "perdure.db").read_bytes()[:15]),
+        "keys": tried(lambda: os.listdir(data)),
+        "shadow": tried(lambda: Path("/etc/shadow").read_text()),
+        "home": tried(lambda: os.listdir(os.path.expanduser("~root/.ssh"))),
+        "environ": tried(lambda: Path(f"/proc/{runtime}/environ").read_bytes()),
+        "memory": tried(lambda: Path(f"/proc/{runtime}/maps").read_bytes()),
+        "signal": tried(lambda: os.kill(runtime, 0)),
+        "parent": tried(lambda: os.kill(os.getppid() or runtime, signal.SIGCONT)),
+        "app": tried(lambda: Path(__file__).with_name("planted.py").write_text("x")),
+        "system": tried(lambda: Path("/usr/planted").write_text("x")),
+        "mount": tried(lambda: called("mount", b"tmpfs", b"/tmp", b"tmpfs", 0, None)),
+        "namespace": tried(lambda: called("unshare", 0x10000000)),
+        "root": tried(lambda: os.setuid(0)),
+        "trace": tried(lambda: called("ptrace", 16, runtime, 0, 0)),
+        "raw": tried(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)),
+        "device": tried(lambda: os.mknod("/tmp/disk", 0o660 | 0o060000, os.makedev(8, 0))),
+        "own": tried(lambda: Path("/tmp/mine").write_text("x")),
+        "network": tried(lambda: socket.socket().getsockname()),
+    }
+
+
+@agent("attacker")
+async def attacker(run: Run, data: str, runtime: int) -> dict[str, str]:
+    return await run.step(attack, data, runtime)
 
 
 ALL = [value for value in list(globals().values()) if type(value).__name__ == "Agent"]

@@ -227,7 +227,7 @@ async def test_an_agent_that_a_worker_cannot_have_is_refused(data: Path) -> None
     with pytest.raises(SandboxUnavailableError, match="agent `hidden` is not there"):
         async with opened(data, extra=(Agent("hidden", handler=hidden),)):
             pass
-    with pytest.raises(DefinitionError, match="`none` or `process`, found `'walls'`"):
+    with pytest.raises(DefinitionError, match="`none`, `process` or `namespace`, found `'walls'`"):
         async with opened(data, "walls"):
             pass
     with pytest.raises(DefinitionError, match="min <= max"):

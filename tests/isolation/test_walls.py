@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
+from perdure import Runtime
+from perdure.core.errors import QuarantinedError, SandboxUnavailableError
 from perdure.core.workers import WorkerRules
 from perdure.engines.isolated import wire
+from perdure.sandboxes import walls
 from tests.isolation import harness
 from tests.isolation.harness import opened, pool
 
@@ -119,3 +123,87 @@ async def test_no_worker_is_left_when_the_runtime_has_stopped(data: Path, tmp_pa
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     async with opened(data, "none") as runtime:
         assert len(await runtime.run(handle.id).result(30)) == 500
+
+
+# -- the wall of namespaces
+WALLED = WorkerRules(isolation="namespace", min=1, max=1, silence_ms=1_500, memory_bytes=512 << 20)
+APP = """
+from pathlib import Path
+from perdure import Run, agent, step
+
+@step
+def look(names: list[str]) -> list[str]:
+    found = []
+    for name in names:
+        try:
+            path = Path(name)
+            found.append(str(sorted(item.name for item in path.iterdir())) if path.is_dir() else path.read_text())
+        except OSError as error:
+            found.append(type(error).__name__)
+    return found
+
+@agent("walled-app")
+async def walled_app(run: Run, names: list[str]) -> list[str]:
+    return await run.step(look, names)
+"""
+
+
+async def test_a_wall_keeps_a_worker_from_the_runtime_and_the_host(data: Path) -> None:
+    async with opened(data, WALLED) as runtime:
+        given = {"data": str(data), "runtime": os.getpid()}
+        found = await (await runtime.start("attacker", given)).result(10)
+        around = await (await runtime.start("looker")).result(10)
+    allowed = {name: said for name, said in found.items() if not said.startswith("refused")}
+    assert set(allowed) == {"own", "network"}, allowed
+    assert around["uid"] != 0
+    assert len(around["pids"]) <= 2
+    assert os.getpid() not in around["pids"]
+    assert not Path(harness.__file__).with_name("planted.py").exists()
+
+
+async def test_the_data_directory_and_secrets_are_hidden_also_within_the_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = tmp_path / "app"
+    app.mkdir(mode=0o755)
+    (app / "walled_app.py").write_text(APP)
+    (app / "secrets.toml").write_text('bank = "a-very-secret-value"\n')
+    (app / "secrets.toml").chmod(0o600)
+    (app / "notes.txt").write_text("notes\n")
+    monkeypatch.chdir(app)
+    monkeypatch.syspath_prepend(app)
+    agents = [importlib.import_module("walled_app").walled_app]
+    async with Runtime.open(app / "data", agents=agents, isolation=WALLED) as runtime:
+        names = ["notes.txt", "data", "data/perdure.db", "secrets.toml", str(app)]
+        handle = await runtime.start("walled-app", names)
+        notes, folder, database, secrets, listed = await handle.result(10)
+    assert notes == "notes\n"
+    assert folder in ("[]", "PermissionError")
+    assert database in ("FileNotFoundError", "PermissionError")
+    assert secrets in ("", "PermissionError")
+    assert "walled_app.py" in listed
+
+
+@pytest.mark.parametrize("how", ["segfault", "spin", "exit"])
+async def test_behind_the_wall_a_run_that_ends_its_worker_is_blamed_too(
+    how: str, data: Path, tmp_path: Path
+) -> None:
+    async with opened(data, WALLED, recoveries_max=1) as runtime:
+        neighbour = await runtime.start("chance")
+        bad = await runtime.start("ends-in-memory", how)
+        with pytest.raises(QuarantinedError):
+            await bad.result(15)
+        await neighbour.send("go", 1)
+        assert len(await neighbour.result(15)) == 5
+        assert not any(type(entry).__name__ == "RunRecovered" for entry in neighbour.journal())
+
+
+async def test_a_wall_that_cannot_stand_is_an_error(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = WorkerRules(isolation="namespace", shows=("/etc",))
+    with pytest.raises(SandboxUnavailableError, match="`/etc` would be shown"):
+        async with opened(data, rules):
+            pass
+    monkeypatch.setattr(walls, "WALL", Path("/no/such/wall.py"))
+    with pytest.raises(SandboxUnavailableError, match="no worker process"):
+        async with opened(data, WALLED):
+            pass

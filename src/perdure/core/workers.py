@@ -8,7 +8,7 @@ import msgspec
 
 from perdure.core.errors import DefinitionError
 
-Isolation = Literal["none", "process"]
+Isolation = Literal["none", "process", "namespace"]
 MIB = 1024 * 1024
 
 
@@ -16,7 +16,8 @@ class WorkerRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """Where agent code runs, and within which bounds.
 
     Attributes:
-        isolation: ``none``: in the runtime's own process; ``process``: in worker processes without database, keys and secrets.
+        isolation: ``none``: in the runtime's own process; ``process``: in worker processes without database, keys and secrets;
+            ``namespace``: in such processes behind a wall: they do not see the runtime's files and processes either.
         min: worker processes that are kept.
         max: worker processes at most; one more may try a run that is blamed for the end of a worker.
         concurrency: runs that execute at once in one worker; waiting ones do not count. With 1 no two runs share memory at a time.
@@ -25,6 +26,7 @@ class WorkerRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         start_ms: how long a worker may take to start: the import of its app.
         idle_ms: how long a worker above ``min`` stays without runs.
         grow_ms: how long a run waits for room before another worker is started for it.
+        shows: further directories of the host that are seen behind the wall, for reading.
     """
 
     isolation: Isolation = "none"
@@ -36,6 +38,7 @@ class WorkerRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     start_ms: int = 30_000
     idle_ms: int = 60_000
     grow_ms: int = 100
+    shows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.min <= self.max or self.max < 1:

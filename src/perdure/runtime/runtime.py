@@ -112,7 +112,7 @@ class Runtime:
             secrets: resolves ``secret://`` references; by default environment, files and keyring.
             rules: what actions are judged by; without them agents may do what their charter says.
             sandboxes: where the toolset ``sandbox`` executes code; by default in namespaces.
-            isolation: where agent code runs: ``none`` is this process, ``process`` is worker processes; or rules.
+            isolation: where agent code runs: ``none`` is this process, ``process`` or ``namespace`` worker processes; or rules.
 
         Raises:
             DataDirLockedError, DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
@@ -137,7 +137,7 @@ class Runtime:
             )  # fmt: skip
             async with cls.over(
                 store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached,
-                places=isolated(register(agents), isolation, chosen),
+                places=isolated(register(agents), isolation, chosen, folder),
             ) as runtime:  # fmt: skip
                 own.runtime = undoing.runtime = runtime
                 recorder.store = store

@@ -40,13 +40,17 @@ class WorkerPlaces:
         settings: Settings,
         folder: Path,
         bits: Callable[[int], int],
+        owner: int,
     ) -> None:
         self._settings = settings
+        self._owner = owner
 
         def token() -> str:
             return f"{bits(TOKEN_BITS):064x}"
 
-        self.pools = [Pool(app, rules, folder, token, drain_ms=settings.drain_ms) for app in apps]
+        self.pools = [
+            Pool(app, rules, folder, token, drain_ms=settings.drain_ms, owner=owner) for app in apps
+        ]
         self._by_agent: Mapping[str, Pool] = {name: pool for pool in self.pools for name in pool.app.agents}
 
     def host(self, worker: Worker, run: RunRecord, agent: Agent) -> Host | None:
@@ -71,7 +75,7 @@ class WorkerPlaces:
             raise RequestInvalidError("the token of that `hello` is unknown, or was used")
         pool, worker = found
         pid, uid = link.peer()
-        if uid != os.getuid() or not is_descendant(pid, worker.pid):
+        if uid != self._owner or not is_descendant(pid, worker.pid):
             raise RequestInvalidError(f"process {pid} of user {uid} is not the worker that was started")
         if hello.protocol != wire.PROTOCOL:
             worker.kill(f"it speaks protocol {hello.protocol}, this runtime speaks {wire.PROTOCOL}")
@@ -98,7 +102,12 @@ class WorkerPlaces:
 
 @asynccontextmanager
 async def places(
-    apps: Sequence[WorkerApp], rules: WorkerRules, settings: Settings, bits: Callable[[int], int]
+    apps: Sequence[WorkerApp],
+    rules: WorkerRules,
+    settings: Settings,
+    bits: Callable[[int], int],
+    *,
+    owner: int | None = None,
 ) -> AsyncIterator[WorkerPlaces]:
     """Workers for apps; ended on leaving.
 
@@ -107,6 +116,7 @@ async def places(
         rules: bounds, for each app.
         settings: of the runtime.
         bits: chance, for tokens.
+        owner: the user that workers are; by default this one.
 
     Raises:
         SandboxUnavailableError: workers cannot be had here.
@@ -115,13 +125,17 @@ async def places(
         message = f"worker processes are checked with what only Linux has, this is {sys.platform}"
         raise SandboxUnavailableError(f'{message}; set `isolation = "none"`, or run on Linux')
     folder = Path(tempfile.mkdtemp(prefix="perdure-"))  # of mode 0700
-    made = WorkerPlaces(apps, rules, settings, folder, bits)
+    uid = os.getuid() if owner is None else owner
+    made = WorkerPlaces(apps, rules, settings, folder, bits, uid)
     loop = asyncio.get_running_loop()
     old = os.umask(0o177)
     try:
         server = await loop.create_unix_server(lambda: Link(made.greet), str(folder / SOCKET))
     finally:
         os.umask(old)
+    if uid != os.getuid():
+        for path in (folder / SOCKET, folder):
+            os.chown(path, uid, uid)
     opened: list[Pool] = []
     try:
         for pool in made.pools:

@@ -32,10 +32,18 @@ class Pool:
         folder: of the sockets and marks.
         token: makes a one-time token.
         drain_ms: how long runs may go on in a worker that is to end.
+        owner: the user that workers are.
     """
 
     def __init__(
-        self, app: WorkerApp, rules: WorkerRules, folder: Path, token: Callable[[], str], *, drain_ms: int
+        self,
+        app: WorkerApp,
+        rules: WorkerRules,
+        folder: Path,
+        token: Callable[[], str],
+        *,
+        drain_ms: int,
+        owner: int,
     ) -> None:
         self.app = app
         self.rules = rules
@@ -43,6 +51,7 @@ class Pool:
         self.ended = 0  # workers that ended without being told to
         self._folder = folder
         self._token = token
+        self._owner = owner
         self._drain_s = drain_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[RemoteHost, float]] = deque()
@@ -82,7 +91,7 @@ class Pool:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self) -> None:
-        worker = WorkerProcess(self.app, self.rules, self._token(), self._folder, self._change)
+        worker = WorkerProcess(self.app, self.rules, self._token(), self._folder, self._owner, self._change)
         self.workers.append(worker)
         try:
             worker.start()

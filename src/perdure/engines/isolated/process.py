@@ -114,6 +114,7 @@ class WorkerProcess:
         rules: its limits.
         token: by which it proves that it is the one that was started.
         folder: private to this user; has the socket, and its mark.
+        owner: the user that it is.
         on_change: it is ready, or gone.
     """
 
@@ -123,6 +124,7 @@ class WorkerProcess:
         rules: WorkerRules,
         token: str,
         folder: Path,
+        owner: int,
         on_change: Callable[[WorkerProcess], None],
     ) -> None:
         self.app = app
@@ -140,6 +142,7 @@ class WorkerProcess:
         self._folder = folder
         self._mark = folder / f"mark-{token[:12]}"
         self._on_change = on_change
+        self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -165,6 +168,8 @@ class WorkerProcess:
         }
         if self.app.has_mark:
             self._mark.write_bytes(bytes(_NUMBER.size))
+            if self._owner != os.getuid():
+                os.chown(self._mark, self._owner, self._owner)
             env["PERDURE_WORKER_MARK"] = str(self._mark)
         command = [
             sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(self.rules.memory_bytes),
