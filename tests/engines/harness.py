@@ -39,8 +39,8 @@ class WorkerProcess:
 class Embedded(WorkerProcess):
     """The embedded engine: this process sends and looks beside the one that drives."""
 
-    def __init__(self, folder: Path, runtime: Runtime) -> None:
-        super().__init__(folder, "embedded", str(folder / "data"))
+    def __init__(self, folder: Path, runtime: Runtime, mode: str = "embedded") -> None:
+        super().__init__(folder, mode, str(folder / "data"))
         self._runtime = runtime
 
     async def start(
@@ -94,9 +94,9 @@ class Temporal(WorkerProcess):
 
 
 @asynccontextmanager
-async def embedded(folder: Path) -> AsyncIterator[Embedded]:
+async def embedded(folder: Path, mode: str = "embedded") -> AsyncIterator[Embedded]:
     async with Runtime.open(folder / "data", agents=AGENTS, settings=SETTINGS, beside=True) as runtime:
-        harness = Embedded(folder, runtime)
+        harness = Embedded(folder, runtime, mode)
         await harness.start_worker()
         try:
             yield harness

@@ -256,6 +256,17 @@ async def patcher(run: Run, log: str) -> list[Any]:
     return [is_new, again, run.patched("later"), message.body if message else None]
 
 
+@agent("shower")
+async def shower(run: Run) -> list[Any]:
+    found = []
+    run.emit("token", 0)
+    for _ in range(2):
+        message = await run.receive("go")
+        found.append(message.body if message else None)
+        run.emit("token", found[-1])
+    return found
+
+
 @step
 async def big(size: int) -> str:
     return "x" * size

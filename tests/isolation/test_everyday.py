@@ -232,3 +232,51 @@ async def test_an_agent_that_a_worker_cannot_have_is_refused(data: Path) -> None
             pass
     with pytest.raises(DefinitionError, match="min <= max"):
         WorkerRules(min=3, max=2)
+
+
+async def test_what_cannot_run_in_another_process_is_refused(data: Path) -> None:
+    from perdure import Agent
+
+    async def main_script(run: Any) -> None: ...
+
+    main_script.__module__ = "__main__"
+    with pytest.raises(DefinitionError, match="main script"):
+        async with opened(data, extra=(Agent("scripted", handler=main_script),)):
+            pass
+
+    async def loop(run: Any) -> None: ...
+
+    model = Agent("modelled", model="test")
+    model.bind(loop)
+    with pytest.raises(DefinitionError, match="is a model loop"):
+        async with opened(data, extra=(model,)):
+            pass
+
+
+async def test_hosted_programs_go_on_as_before_beside_isolated_agents(data: Path) -> None:
+    from perdure import process
+
+    program = process("program", ["/bin/cat"])
+    async with opened(data, extra=(program,)) as runtime:
+        assert await (await runtime.start("program", 42)).result(10) == "42"
+        assert await (await runtime.start("echo", "one")).result(5) == "one!"
+
+
+async def test_what_an_agent_shows_is_seen_live_and_not_again_on_replay(data: Path) -> None:
+    seen = []
+    async with opened(data) as runtime:
+        handle = await runtime.start("shower")
+        watching = asyncio.create_task(_watch(handle, seen))
+        await asyncio.sleep(0.05)
+        await handle.send("go", 1)
+        await until(runtime, handle.id, Status.WAITING)
+        harness.kill_workers(runtime)
+        await handle.send("go", 2)
+        assert await handle.result(10) == [1, 2]
+        await watching
+    assert [(item.kind, item.data) for item in seen if item.data > 0] == [("token", 1), ("token", 2)]
+
+
+async def _watch(handle: RunHandle, seen: list[Any]) -> None:
+    async for item in handle.live():
+        seen.append(item)

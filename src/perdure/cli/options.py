@@ -26,7 +26,7 @@ Isolated = Annotated[
     Isolation | None,
     Parameter(
         name="--isolation",
-        help="Where agent code runs: `none` (this process) or `process` (worker processes); default: `[workers]` of the configuration.",
+        help="Where agent code runs: `none` (this process), `process` (worker processes) or `namespace` (those behind a wall); default: `[workers]` of the configuration.",
     ),
 ]
 DATA = Path("data")

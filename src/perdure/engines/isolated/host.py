@@ -39,6 +39,11 @@ EFFECTIVE = (e.TimerFired, e.CancelRequested, e.RunForked)
 class Post(Protocol):
     """The connection to the worker process that has the code of a run."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether what was sent is still on its way, and much of it."""
+        ...
+
     def send(self, frame: Any) -> None:
         """Send a frame."""
         ...
@@ -136,8 +141,12 @@ class RemoteHost(Host):
         self._feed()
 
     def _feed(self) -> None:
-        """Recorded events go ahead of their turn: what they say does not depend on what the code does."""
-        while self._unsent and self._unsent[0].seq <= self.seen + AHEAD_MAX:
+        """Recorded events go ahead of their turn, for what they say does not depend on what the code does; not into a full connection."""
+        while self._unsent:
+            seq = self._unsent[0].seq
+            is_due = seq <= self.seen
+            if not is_due and (seq > self.seen + AHEAD_MAX or self.post is None or self.post.is_full):
+                return
             self._send(self._unsent.popleft())
 
     def _send(self, entry: e.Entry) -> bool:

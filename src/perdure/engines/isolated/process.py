@@ -29,6 +29,8 @@ OUTPUT_BYTES_MAX = 4 * 1024 * 1024  # of a worker's output that goes to the log;
 OUTPUT_TAIL_BYTES = 2_000  # for the reason of its end
 READ_BYTES = 64 * 1024
 READ_PAUSE_S = 0.01  # between two reads of a flood: a worker that floods waits, not the runtime
+BUFFER_BYTES = 4 * 1024 * 1024  # on the way to a worker, before recorded events wait for their turn
+HELLO_S = 5.0  # from a connection to its hello; the import of the app comes before it connects
 STOP_S = 2.0  # for a worker to end by itself
 State = Literal["starting", "ready", "draining", "gone"]
 _CREDENTIALS = struct.Struct("3i")
@@ -68,6 +70,15 @@ class Link(wire.FrameReader):
         super().__init__(wire.HELLO_BYTES_MAX)
         self.worker: WorkerProcess | None = None
         self._greet = greet
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody is there, who must say hello soon."""
+        super().connection_made(transport)
+        asyncio.get_running_loop().call_later(HELLO_S, self._must_have_greeted)
+
+    def _must_have_greeted(self) -> None:
+        if self.worker is None:
+            self.fail("no hello came")
 
     def take(self, data: bytes) -> None:
         """A frame; one that breaks the protocol ends the connection and its worker."""
@@ -200,6 +211,12 @@ class WorkerProcess:
     def active(self) -> int:
         """How many of its runs are not just waiting."""
         return sum(not host.is_parked for host in self.hosts.values())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether much of what was sent is still on its way."""
+        transport = None if self._link is None else self._link.transport
+        return transport is None or transport.get_write_buffer_size() > BUFFER_BYTES
 
     def send(self, frame: object) -> None:
         """Send a frame."""
