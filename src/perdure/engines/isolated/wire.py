@@ -333,6 +333,10 @@ class FrameReader(asyncio.Protocol):
         self.bytes_max = bytes_max
         self.transport: asyncio.Transport | None = None
         self._data = bytearray()
+        self._out: list[bytes] = []
+        self._outer = (
+            asyncio.get_running_loop()
+        )  # that of the process: a run's own loop may be running when it sends
         self._is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -362,8 +366,15 @@ class FrameReader(asyncio.Protocol):
 
     def send(self, frame: _Frame) -> None:
         """Send a frame; one that nobody takes any more is dropped."""
+        if not self._out:
+            self._outer.call_soon(self._flush)
+        self._out.append(framed(frame))
+
+    def _flush(self) -> None:
+        """What was sent in one turn of the loop goes out in one write."""
+        out, self._out = self._out, []
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(framed(frame))
+            self.transport.write(b"".join(out))
 
     def take(self, data: bytes) -> None:
         """A frame has come."""
