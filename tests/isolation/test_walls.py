@@ -117,12 +117,12 @@ async def test_a_drained_worker_hands_its_runs_to_another(data: Path, tmp_path: 
 
 async def test_no_worker_is_left_when_the_runtime_has_stopped(data: Path, tmp_path: Path) -> None:
     async with opened(data) as runtime:
-        handle = await runtime.start("steady", {"log": str(tmp_path / "log"), "count": 500})
+        handle = await runtime.start("steady", {"log": str(tmp_path / "log"), "count": 100})
         await harness.until_lines(tmp_path / "log", 3)
         pids = harness.pids(runtime)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     async with opened(data, "none") as runtime:
-        assert len(await runtime.run(handle.id).result(30)) == 500
+        assert len(await runtime.run(handle.id).result(30)) == 100
 
 
 # -- the wall of namespaces

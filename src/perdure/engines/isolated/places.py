@@ -22,8 +22,9 @@ from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.worker import Worker
 from perdure.engines.isolated import wire
 from perdure.engines.isolated.host import RemoteHost
+from perdure.engines.isolated.link import Link
 from perdure.engines.isolated.pool import Pool
-from perdure.engines.isolated.process import Link, WorkerApp, WorkerProcess, is_descendant
+from perdure.engines.isolated.process import WorkerApp, WorkerProcess, is_descendant
 
 TOKEN_BITS = 256
 SOCKET = "socket"
