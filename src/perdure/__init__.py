@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from perdure.core.models import Price, Upstream
     from perdure.core.principals import Principal
     from perdure.core.records import Status
+    from perdure.core.resources import Limits, Requests, Resources
     from perdure.core.tools import Done
     from perdure.core.verdicts import Demand, Verdict
     from perdure.core.workers import WorkerRules
@@ -113,6 +114,11 @@ _WHERE = {
     ),
     "perdure.core.principals": ("Principal",),
     "perdure.core.records": ("Status",),
+    "perdure.core.resources": (
+        "Limits",
+        "Requests",
+        "Resources",
+    ),
     "perdure.core.tools": ("Done",),
     "perdure.core.verdicts": (
         "Demand",
@@ -143,6 +149,7 @@ __all__ = [
     "FunctionTool",
     "InputInvalidError",
     "Label",
+    "Limits",
     "Message",
     "PerdureError",
     "Price",
@@ -150,6 +157,8 @@ __all__ = [
     "ProgramFailedError",
     "RefusedError",
     "ReplayError",
+    "Requests",
+    "Resources",
     "Run",
     "RunCancelledError",
     "RunHandle",

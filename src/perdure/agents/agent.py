@@ -16,6 +16,7 @@ from perdure.core.errors import DefinitionError
 from perdure.core.ids import checked_name, checked_topic
 from perdure.core.principals import RISKS, Risk
 from perdure.core.records import Conflict
+from perdure.core.resources import Resources
 from perdure.core.tools import AGENTS, ToolSpec
 from perdure.governance.risk import RiskIndex, declared, risk_of, stricter
 
@@ -43,6 +44,7 @@ class Agent:
             first (``interrupt``).
         subscribes: topics; each publication starts a run with the published body as its input.
         budget: what each run may use, with everything that it starts.
+        resources: what must be free for a run to start, and what its sandboxes or programs may take.
         program: the command of a hosted program (better: use ``process``).
         command: of the worker program that has its code (better: use ``external``).
         roles: what policies may call it by, such as ``clerk``.
@@ -69,6 +71,7 @@ class Agent:
         conflict: Conflict = "enqueue",
         subscribes: Sequence[str] = (),
         budget: Budget | None = None,
+        resources: Resources | None = None,
         program: Program | None = None,
         command: Sequence[str] | None = None,
         roles: Sequence[str] = (),
@@ -79,6 +82,7 @@ class Agent:
         if (handler is None) == (model is None):
             raise DefinitionError(f"agent `{name}` needs either a handler or a model")
         self.budget = budget
+        self.resources = resources
         self.program = program
         self.command = None if command is None else tuple(command)
         self.roles = tuple(checked_name("a role", role) for role in roles)
@@ -128,6 +132,7 @@ def agent(
     subscribes: Sequence[str] = (),
     tools: Sequence[Any] = (),
     budget: Budget | None = None,
+    resources: Resources | None = None,
     roles: Sequence[str] = (),
     agency: Mapping[str, str | int] | None = None,
     risk: Risk | None = None,
@@ -144,6 +149,7 @@ def agent(
             subscribes=subscribes,
             tools=tools,
             budget=budget,
+            resources=resources,
             roles=roles,
             agency=agency,
             risk=risk,

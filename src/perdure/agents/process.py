@@ -12,6 +12,7 @@ from perdure.agents.requests import ProgramCall
 from perdure.agents.run import Run
 from perdure.core.actions import Budget
 from perdure.core.principals import Risk
+from perdure.core.resources import Resources
 from perdure.core.values import decode, digest
 
 
@@ -27,6 +28,7 @@ def process(
     *,
     tools: Sequence[Any] = (),
     budget: Budget | None = None,
+    resources: Resources | None = None,
     env: Mapping[str, str] | None = None,
     kind: Kind = "command",
     restarts_max: int = 3,
@@ -53,6 +55,7 @@ def process(
         command: the program and its arguments; run without a shell.
         tools: what it may use over MCP: tools and names of toolsets.
         budget: what each run may use.
+        resources: what must be free for it to start, and what each attempt may take; its limits need a wall.
         env: variables that it gets beside those of the gateway.
         kind: ``command``, or ``agentcore`` for a program that answers ``/invocations`` and ``/ping``.
         restarts_max: restarts in a row, without a new call in between, after which the run fails.
@@ -81,6 +84,6 @@ def process(
         sandbox=sandbox, steady=steady, shows=tuple(shows), writes=tuple(writes),
     )  # fmt: skip
     return Agent(
-        name, handler=_host, tools=tools, budget=budget, program=made, concurrency=concurrency,
+        name, handler=_host, tools=tools, budget=budget, resources=resources, program=made, concurrency=concurrency,
         version=version or made.version, roles=roles, agency=agency, risk=risk,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from perdure.cli.agents_commands import agents, top
 from perdure.cli.audit_commands import audit
 from perdure.cli.conduct_commands import conduct
 from perdure.cli.exec_command import exec_
@@ -43,8 +44,10 @@ app.command(runs)
 runs.command(undo)
 app.command(kill)
 app.command(worker)
+app.command(top)
 for _group in (
     actions,
+    agents,
     budgets,
     tools,
     models,

@@ -103,7 +103,7 @@ def _opened(
     workers = world.workers if isolation is None else replace(world.workers, isolation=isolation)
     return Runtime.open(
         data, agents=agents, beside=beside, telemetry=telemetry, upstreams=world.upstreams, toolsets=world.toolsets,
-        secrets=world.secrets, rules=world.rules, sandboxes=world.sandboxes, isolation=workers,
+        secrets=world.secrets, rules=world.rules, sandboxes=world.sandboxes, isolation=workers, resources=world.resources,
     )  # fmt: skip
 
 

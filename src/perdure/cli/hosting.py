@@ -52,7 +52,7 @@ async def _execute(asked: Hosting, out: Out) -> int:
     with signals() as stop:
         opened = Runtime.open(
             asked.data, agents=[agent], upstreams=world.upstreams, toolsets=world.toolsets, secrets=world.secrets,
-            rules=world.rules, sandboxes=world.sandboxes,
+            rules=world.rules, sandboxes=world.sandboxes, resources=world.resources,
         )  # fmt: skip
         async with opened as runtime:
             if asked.replay is not None:

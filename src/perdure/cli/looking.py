@@ -15,6 +15,7 @@ from perdure.cli.output import Out, dumps
 from perdure.core import entries as e
 from perdure.core.records import RunRecord, Status
 from perdure.core.values import decode
+from perdure.kernel.quarantine import HELD, QUARANTINE
 from perdure.runtime import RunHandle, Runtime
 
 _IGNORED = ("at_ms", "seq", "worker", "fence")  # differ between any two runs
@@ -115,6 +116,7 @@ def describe(runtime: Runtime, handle: RunHandle) -> dict[str, Any]:
         ],
         "questions": [views.question_json(item) for item in handle.questions()],
         "children": [views.record_json(child) for child in runtime.runs(parent=handle.id)],
+        "held": held(runtime, record),
         "error": None,
     }
     match last:
@@ -127,6 +129,14 @@ def describe(runtime: Runtime, handle: RunHandle) -> dict[str, Any]:
         case e.RunCancelled():
             found["error"] = {"code": record.cancel_code or "run-cancelled", "message": last.reason}
     return found
+
+
+def held(runtime: Runtime, record: RunRecord) -> dict[str, str] | None:
+    """Why a run stays in the queue, if its agent is quarantined."""
+    if record.status is not Status.QUEUED:
+        return None
+    found = [item for item in runtime.containment.quarantined() if item.scope == QUARANTINE + record.agent]
+    return {"code": HELD, "message": f"quarantined by `{found[0].by}`: {found[0].reason}"} if found else None
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -149,6 +159,8 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if "result" in found:
         pairs.append(("result", views.shorten(dumps(found["result"]), 500)))
+    if found["held"]:
+        pairs.append(("held", f"{found['held']['code']}: {found['held']['message']}"))
     if found["error"]:
         pairs.append(("error", f"{found['error']['code']}: {found['error']['message']}"))
         pairs += [(name, str(found["error"].get(name) or "")) for name in ("expected", "found")]

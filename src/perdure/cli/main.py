@@ -72,6 +72,9 @@ Govern:
   contain set SCOPE LEVEL   Watch, restrict, hold or stop an agent, run or tool.
   contain lift SCOPE        End a containment.
   kill SCOPE                The kill switch.
+  agents quarantine NAME    Hold the runs of an agent.
+  agents release NAME       Let them go on.
+  agents quarantined        Agents whose runs are held.
   runs undo RUN APP         Take back what a run did.
   audit verify              Check the tamper-evident log.
   audit status              How far it is signed, and what its witnesses say.
@@ -93,6 +96,7 @@ Sandboxes:
 
 Operate:
   sandbox enrol NAME        Make a certificate for a sandbox host or a client of hosts.
+  top                       Live processor time, memory and states of what runs.
   backup TARGET             Copy the database, also while a process works on it.
   doctor                    Check the installation and the data directory.
   bench                     Measure durable steps on this disk, beside bare SQLite commits.

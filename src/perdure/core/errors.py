@@ -38,6 +38,12 @@ class DefinitionError(UsageError):
     code = "definition-invalid"
 
 
+class ResourcesTooLargeError(DefinitionError):
+    """A run of an agent asks for more processors or memory than there are."""
+
+    code = "resources-too-large"
+
+
 class AgentUnknownError(UsageError):
     """No agent of that name is registered with this runtime."""
 

@@ -18,6 +18,7 @@ from perdure.core.errors import (
 )
 from perdure.core.values import Payload, pack
 from perdure.core.verdicts import ALLOW, Verdict
+from perdure.gateway.breaches import note_breach
 from perdure.gateway.outputs import stated
 from perdure.gateway.records import note
 from perdure.gateway.seat import Blobs, Outcome
@@ -108,6 +109,8 @@ def conclude(
         tx, ended, position["at_ms"], by=outcome.decided_by, reasons=verdict.reasons, policy=verdict.policy,
         tier=outcome.tier, text=f"breach:{outcome.breach}" if outcome.breach else "",
     )  # fmt: skip
+    if outcome.breach:
+        note_breach(tx, ended.agent, position["at_ms"], outcome.breach)
     entry = e.ActionEnded(
         **common,
         state=outcome.state,

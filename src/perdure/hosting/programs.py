@@ -23,10 +23,12 @@ from perdure.agents.program import Program
 from perdure.core.audit import AuditRecord
 from perdure.core.entries import Failure
 from perdure.core.errors import SandboxUnavailableError, UnavailableError
+from perdure.core.resources import Limits
 from perdure.core.values import too_large
 from perdure.gateway.hosted import Attempt
 from perdure.hosting.endpoints import Endpoints
 from perdure.hosting.joining import joined, window
+from perdure.hosting.limiting import LimitsOf, check_without_wall, timed, told
 from perdure.hosting.mcp_face import McpFace
 from perdure.hosting.process import Launch, Process, reap
 from perdure.hosting.steadiness import steady
@@ -58,6 +60,7 @@ class LocalPrograms:
         result_bytes_max: the largest result.
         walls: what programs run behind; without them they are plain processes.
         usual: the tier of programs that do not say it.
+        limits_of: what each attempt of an agent may take.
     """
 
     def __init__(
@@ -70,10 +73,13 @@ class LocalPrograms:
         result_bytes_max: int,
         walls: ProgramWalls | None = None,
         usual: str = "process",
+        limits_of: LimitsOf = lambda _: None,
     ) -> None:
         self._folder = folder
         self._walls = walls
         self._usual = usual
+        self._limits_of = limits_of
+        self.living: dict[int, Attempt] = {}  # by the process that each was started as
         self._clock = clock
         self._entropy = entropy
         self._tokens = Tokens(entropy)
@@ -133,16 +139,22 @@ class LocalPrograms:
         run = attempt.seat.run_id
         workspace = await asyncio.to_thread(_fresh, self._folder, run, attempt.number)
         token = self._tokens.issue(attempt)
+        limits = self._limits_of(attempt.seat.agent)
         try:
-            async with self._walled(program, workspace, port, attempt) as wall:
+            async with self._walled(program, workspace, port, attempt, limits) as wall:
                 launch = self._launch(program, workspace, attempt, token, port, given)
                 process = await Process.start(replace(launch, wall=wall), show=show)
+                self.living[process.pid] = attempt
                 try:
                     if wall is not None:
                         await wall.stand()
                     _record(attempt)
-                    return await self._watch(program, process, workspace, attempt, given, show)
+                    found = await timed(
+                        self._watch(program, process, workspace, attempt, given, show), attempt, limits
+                    )
+                    return told(found, attempt, wall)
                 finally:
+                    del self.living[process.pid]
                     attempt.is_over = True
                     self._tokens.revoke(token)
                     await asyncio.shield(process.stop(STOP_MS))
@@ -152,12 +164,13 @@ class LocalPrograms:
 
     @contextlib.asynccontextmanager
     async def _walled(
-        self, program: Program, workspace: Workspace, port: int, attempt: Attempt
+        self, program: Program, workspace: Workspace, port: int, attempt: Attempt, limits: Limits | None
     ) -> AsyncIterator[WalledProgram | None]:
         """The wall of an attempt, with one door: the endpoints, at the same address as outside."""
         tier = program.sandbox or self._usual
         if tier == "process":
             attempt.within = tier
+            check_without_wall(limits)
             yield None
             return
         if self._walls is None or self._walls.tier != tier:
@@ -174,6 +187,7 @@ class LocalPrograms:
             shown=program.shows,
             writable=(str(workspace.root), *(_absolute(each) for each in program.writes)),
             doors={port: endpoints},
+            limits=limits,
         ) as wall:
             yield wall
 

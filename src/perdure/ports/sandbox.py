@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from perdure.core.resources import Limits
 from perdure.core.sandbox import SandboxJob, SandboxLimits, SandboxOutcome, Tier
 
 Door = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -96,6 +97,11 @@ class WalledProgram(Protocol):
         """
         ...
 
+    @property
+    def breach(self) -> str:
+        """The limit that the program has met, if it has met one: ``memory`` or ``processes``."""
+        ...
+
     async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a port that the program listens on.
 
@@ -122,6 +128,7 @@ class ProgramWalls(Protocol):
         shown: Sequence[str],
         writable: Sequence[str],
         doors: Mapping[int, Door],
+        limits: Limits | None = None,
     ) -> AbstractAsyncContextManager[WalledProgram]:
         """A wall for a program.
 
@@ -132,9 +139,10 @@ class ProgramWalls(Protocol):
             shown: files and directories that it may read beside the system's and its interpreter's.
             writable: directories that it may change; they become those of the user that it runs as.
             doors: the only ways out.
+            limits: of this program, where they are narrower than those of all.
 
         Raises:
-            SandboxUnavailableError: there are no such walls here.
+            SandboxUnavailableError: there are no such walls here, or a limit cannot be kept here.
             DefinitionError: something that is to be shown is not there.
         """
         ...

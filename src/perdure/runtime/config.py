@@ -17,6 +17,7 @@ from perdure.core.principals import Risk
 from perdure.core.workers import WorkerRules
 from perdure.ports import Secrets, Toolset
 from perdure.runtime.outside import World
+from perdure.runtime.resourcing import ResourceRules
 from perdure.runtime.rulebook import DriftRule, JudgeRule, Rules
 from perdure.runtime.walls import SandboxRules
 from perdure.runtime.witnessing import WitnessRule
@@ -57,10 +58,11 @@ def world_from(path: Path | None, environment: Mapping[str, str], secrets: Secre
     chosen = path or (Path(CONFIG) if Path(CONFIG).is_file() else None)
     if chosen is not None:
         data = _read(chosen)
-    known = {"upstreams", "toolsets", "governance", "sandbox", "workers"}
+    known = {"upstreams", "toolsets", "governance", "sandbox", "workers", "resources"}
     if unknown := set(data) - known:
         raise DefinitionError(
-            f"`{chosen}` has `{min(unknown)}`; expected `[[upstreams]]`, `[toolsets.NAME]`, `[governance]`, `[sandbox]` and `[workers]`"
+            f"`{chosen}` has `{min(unknown)}`; expected `[[upstreams]]`, `[toolsets.NAME]`, `[governance]`, `[sandbox]`, `[workers]` "
+            "and `[resources]`"
         )
     try:
         upstreams = msgspec.convert(data.get("upstreams", []), tuple[Upstream, ...])
@@ -71,8 +73,13 @@ def world_from(path: Path | None, environment: Mapping[str, str], secrets: Secre
         sandboxes = msgspec.convert(data.get("sandbox", {}), SandboxRules)
     except msgspec.ValidationError as error:
         raise DefinitionError(f"`[sandbox]` of `{chosen}` cannot be read: {error}") from error
+    try:
+        resources = msgspec.convert(data.get("resources", {}), ResourceRules)
+    except (msgspec.ValidationError, DefinitionError) as error:
+        raise DefinitionError(f"`[resources]` of `{chosen}` cannot be read: {error}") from error
     return World(
         sandboxes=sandboxes,
+        resources=resources,
         upstreams=upstreams or _usual(environment),
         toolsets=toolsets,
         secrets=secrets,

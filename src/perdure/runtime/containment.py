@@ -15,6 +15,8 @@ from perdure.core.errors import UsageError
 from perdure.core.ids import checked_name
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.kill import kill, runs_in
+from perdure.gateway import breaches
+from perdure.kernel.quarantine import QUARANTINE
 from perdure.ports import Transaction
 
 if TYPE_CHECKING:
@@ -121,6 +123,40 @@ class Containments:
             return was
 
         return await self._runtime.store.transact(work)
+
+    async def quarantine(
+        self, agent: str, *, by: str, reason: str, seconds: float | None = None
+    ) -> Containment:
+        """Hold the runs of an agent that do not execute, and those that are started from now on, until it is released.
+
+        Its runs under way go on until they next wait. Durable on return, and recorded as containment.
+
+        Args:
+            agent: its name.
+            by: who decides.
+            reason: why.
+            seconds: for how long; otherwise until it is released.
+        """
+        now_ms = self._runtime.now_ms()
+        until_ms = None if seconds is None else now_ms + round(seconds * 1000)
+        name, who = checked_name("the name of an agent", agent), checked_name("who decides", by)
+        return await self._runtime.store.transact(
+            lambda tx: breaches.quarantine(tx, name, now_ms, by=who, reason=reason, until_ms=until_ms)
+        )
+
+    async def release(self, agent: str, *, by: str, reason: str = "") -> bool:
+        """End the quarantine of an agent: what was held may go on; whether there was one. Its breaches are forgotten."""
+        now_ms = self._runtime.now_ms()
+        who = checked_name("who decides", by)
+        was = await self._runtime.store.transact(
+            lambda tx: breaches.release(tx, agent, now_ms, by=who, reason=reason)
+        )
+        self._runtime.look_after([agent])
+        return was
+
+    def quarantined(self) -> list[Containment]:
+        """The quarantines in force; ``scope`` is ``quarantine:NAME``."""
+        return [item for item in self.in_force() if item.scope.startswith(QUARANTINE)]
 
     async def kill(self, scope: str, *, by: str, reason: str, grace: float = GRACE_S) -> KillReport:
         """Stop a scope: new actions are refused at once, its runs end, their workers lose their leases.

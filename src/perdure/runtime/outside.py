@@ -22,6 +22,7 @@ from perdure.gateway.gateway import Gateway
 from perdure.gateway.governance import Governance
 from perdure.ports import Secrets, Telemetry, Tool, Toolset
 from perdure.runtime.agent_tools import AgentsToolset
+from perdure.runtime.resourcing import ResourcePlan, ResourceRules
 from perdure.runtime.rulebook import Rulebook, Rules
 from perdure.runtime.system import SystemClock, SystemEntropy
 from perdure.runtime.walls import SandboxRules
@@ -41,6 +42,7 @@ class World:
         rules: what actions are judged by.
         sandboxes: where code is executed.
         workers: where agent code runs.
+        resources: what agents may take; of each agent in :func:`reach`.
     """
 
     upstreams: Sequence[Upstream] = ()
@@ -50,6 +52,7 @@ class World:
     rules: Rules = field(default_factory=Rules)
     sandboxes: SandboxRules = field(default_factory=SandboxRules)
     workers: WorkerRules = field(default_factory=WorkerRules)
+    resources: ResourceRules = field(default_factory=ResourceRules)
 
 
 @asynccontextmanager
@@ -101,6 +104,7 @@ async def reach(
             result_bytes_max=settings.payload_bytes_max,
             walls=NamespacePrograms(),
             usual=world.sandboxes.programs,
+            limits_of=ResourcePlan(world.resources, agents).limits_of,
         )
     try:
         yield Outside(gateway, catalogues, programs)

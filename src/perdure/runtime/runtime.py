@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ from perdure.runtime.keeping import keeping
 from perdure.runtime.opening import governance_of, opened
 from perdure.runtime.outside import World, reach
 from perdure.runtime.registry import register
+from perdure.runtime.resourcing import ResourcePlan, ResourceRules
 from perdure.runtime.rulebook import Rulebook, Rules
 from perdure.runtime.schedules import schedule_row
 from perdure.runtime.starting import new_run
@@ -96,6 +98,7 @@ class Runtime:
         rules: Rules | None = None,
         sandboxes: SandboxRules | None = None,
         isolation: Isolation | WorkerRules = "none",
+        resources: ResourceRules | None = None,
     ) -> AsyncIterator[Runtime]:
         """Open a data directory (made if missing) and drive the runs of ``agents``; unfinished ones go on at once.
 
@@ -113,22 +116,22 @@ class Runtime:
             rules: what actions are judged by; without them agents may do what their charter says.
             sandboxes: where the toolset ``sandbox`` executes code; by default in namespaces.
             isolation: where agent code runs: ``none`` is this process, ``process`` or ``namespace`` worker processes; or rules.
+            resources: what agents may take of the machine; by default what they say themselves, and all of it.
 
         Raises:
             DataDirLockedError, DataDirInvalidError, CorruptError, StoreReadOnlyError: the directory cannot be used.
-            DefinitionError: two agents have one name, or a setting cannot work.
+            DefinitionError: two agents have one name, one asks for too much, or a setting cannot work.
             SandboxUnavailableError: the isolation that was asked for cannot be had here.
         """
         folder, known, rules = Path(path), register(agents), rules or Rules()
-        chosen = settings or settings_from(os.environ)
-        chosen_walls = sandboxes or SandboxRules()
-        recorder = Recorder()
-        toolsets = [*toolsets, *built_in(chosen_walls, folder, toolsets, secrets, recorder)]
+        chosen, walls = settings or settings_from(os.environ), sandboxes or SandboxRules()
+        plan, recorder = ResourcePlan(resources, known), Recorder()
+        toolsets = [*toolsets, *built_in(walls, folder, toolsets, secrets, recorder, plan.narrowed)]
         own, undoing = AgentsToolset(known), Undoing(toolsets, rules.flow)
         known = {**known, undoing.agent.name: undoing.agent}
         world = World(
-            upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own, sandboxes=chosen_walls
-        )
+            upstreams=upstreams, toolsets=toolsets, secrets=secrets, agents=own, sandboxes=walls, resources=plan.rules
+        )  # fmt: skip
         async with opened(folder, chosen, beside=beside) as store, contextlib.aclosing(undoing):
             governance, keys = await governance_of(store, folder)
             rulebook = Rulebook(rules, store)
@@ -136,13 +139,12 @@ class Runtime:
                 world, known, folder=folder, settings=chosen, telemetry=telemetry, governance=governance, rules=rulebook
             )  # fmt: skip
             async with cls.over(
-                store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached,
+                store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached, plan=plan,
                 places=isolated(register(agents), isolation, chosen, folder),
             ) as runtime:  # fmt: skip
                 own.runtime = undoing.runtime = runtime
-                recorder.store = store
-                runtime.undoing, runtime.audit.keys = undoing, keys
-                async with contextlib.nullcontext() if beside else keeping(runtime, keys, rules):
+                recorder.store, runtime.undoing, runtime.audit.keys = store, undoing, keys
+                async with contextlib.nullcontext() if beside else keeping(runtime, keys, rules, folder):
                     yield runtime
 
     @classmethod
@@ -157,6 +159,7 @@ class Runtime:
         drive: bool,
         reached: contextlib.AbstractAsyncContextManager[Outside] | None = None,
         places: contextlib.AbstractAsyncContextManager[Places | None] | None = None,
+        plan: ResourcePlan | None = None,
     ) -> AsyncIterator[Runtime]:
         """A runtime on a store that is open already."""
         clock, entropy = SystemClock(), SystemEntropy()
@@ -165,11 +168,12 @@ class Runtime:
             yield runtime
             runtime.is_closed = True
             return
+        admission = await (plan or ResourcePlan(None, agents)).begun(store)
         nothing: contextlib.nullcontext[None] = contextlib.nullcontext()
         async with reached or nothing as outside, places or nothing as elsewhere:
             engine = EmbeddedEngine(
                 store, agents, clock=clock, entropy=entropy, settings=settings, telemetry=telemetry, alone=True,
-                outside=outside, places=elsewhere,
+                outside=outside, places=elsewhere, admission=admission,
             )  # fmt: skip
             watchdog = Watchdog(engine.loop, engine.worker, settings.block_ms)
             runtime = cls(store, agents, engine, clock=clock, entropy=entropy, settings=settings)
@@ -289,15 +293,13 @@ class Runtime:
     async def answer(self, run: str, call: int, data: bytes, *, sender: str = "") -> None:
         """Answer a question (see ``RunHandle.answer``)."""
         payload, blobs = pack(data, self.settings.payload_bytes_max)
-        now_ms = self._clock.now_ms()
-        await self.store.transact(
-            lambda tx: works.answer(tx, run, call, payload, blobs, sender=sender, now_ms=now_ms)
-        )
+        work = partial(works.answer, sender=sender, now_ms=self._clock.now_ms())
+        await self.store.transact(lambda tx: work(tx, run, call, payload, blobs))
         self.look_after([run])
 
     async def cancel(self, run: str, reason: str = "cancelled by the caller") -> None:
         """Ask a run and its children to stop; durable on return."""
-        now_ms = self._clock.now_ms()
+        now_ms = self.now_ms()
         self.look_after(await self.store.transact(lambda tx: works.cancel(tx, run, reason, now_ms)))
 
     async def resume(self, run: str, *, migrate: bool = False) -> None:
@@ -307,8 +309,7 @@ class Runtime:
             UsageError: it is not blocked.
         """
         now_ms = self._clock.now_ms()
-        name = self.run(run).record().agent
-        version = self.agent(name).version if migrate else None
+        version = self.agent(self.run(run).record().agent).version if migrate else None
         await self.store.transact(lambda tx: works.resume(tx, run, now_ms, version=version))
         self.look_after([run])
 
@@ -340,8 +341,8 @@ class Runtime:
             AgentUnknownError, InputInvalidError: the run could not be started.
         """
         self.agent(agent).parameters.read_input(to_json(input))
-        limit = self.settings.payload_bytes_max
-        row = schedule_row(name, cron, agent, input, timezone, now_ms=self.now_ms(), limit=limit)
+        now_ms, limit = self.now_ms(), self.settings.payload_bytes_max
+        row = schedule_row(name, cron, agent, input, timezone, now_ms=now_ms, limit=limit)
         await self.store.transact(lambda tx: tx.put_schedule(row))
         self.look_after([name])
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from perdure.runtime.wall_makers import Make, makers
 SANDBOX = "sandbox"  # the toolset of code and files
 ONLINE = "sandbox-online"  # the one that reaches hosts
 WORKSPACES = "workspaces"  # the folder of the runs' files, in the data directory
+Narrowed = Callable[[SandboxLimits, str], SandboxLimits | None]
 
 
 class SandboxRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,6 +130,7 @@ def built_in(
     toolsets: Sequence[Toolset],
     secrets: Secrets | None = None,
     record: Record | None = None,
+    limits_of: Narrowed = lambda *_: None,
 ) -> list[Toolset]:
     """The toolsets ``sandbox`` and, where something may be reached, ``sandbox-online``; unless one of the configuration has its name.
 
@@ -137,6 +140,7 @@ def built_in(
         toolsets: those of the configuration.
         secrets: resolves the keys of services elsewhere, and the credentials of hosts that may be reached.
         record: writes to the audit log; without it nothing is reached.
+        limits_of: narrower limits of an agent, from those of all and its name.
     """
     if any(toolset.name == SANDBOX for toolset in toolsets):
         return []
@@ -145,13 +149,20 @@ def built_in(
 
     secrets = secrets or LocalSecrets.default(folder)
     walls = ConfiguredWalls(rules, secrets=secrets)
-    files = Workspaces(folder / WORKSPACES)
-    offline = SandboxToolset(walls, files, limits=rules.limits)
+    files, own = Workspaces(folder / WORKSPACES), partial(limits_of, rules.limits)
+    offline = SandboxToolset(walls, files, limits=rules.limits, limits_of=own)
     if not rules.egress:
         return [offline]
     doors = Egress(rules.egress, secrets, record).doors
     online = SandboxToolset(
-        walls, files, limits=rules.limits, doors=doors, has_doors=True, name=ONLINE, beside=offline
+        walls,
+        files,
+        limits=rules.limits,
+        limits_of=own,
+        doors=doors,
+        has_doors=True,
+        name=ONLINE,
+        beside=offline,
     )
     return [offline, online]
 

@@ -102,10 +102,18 @@ class Cgroups:
         Raises:
             OSError: a limit cannot be set.
         """
-        group = self._reused(limits) or self._made(limits)
+        group = self.take(limits)
         for place in group.places:
             (place / "cgroup.procs").write_text(str(_pid_of(handle)))
         return group
+
+    def take(self, limits: SandboxLimits) -> Group:
+        """An empty group with these limits, for processes that enter it themselves.
+
+        Raises:
+            OSError: a limit cannot be set.
+        """
+        return self._reused(limits) or self._made(limits)
 
     def _reused(self, limits: SandboxLimits) -> Group | None:
         """A group that an earlier sandbox with the same limits has left: making one is what takes time."""

@@ -13,19 +13,29 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from perdure.core.errors import DefinitionError, SandboxUnavailableError
+from perdure.core.resources import CPU_MAX, Limits
 from perdure.core.sandbox import SandboxLimits, Tier
 from perdure.ports import Door
 from perdure.sandboxes import exchange
+from perdure.sandboxes.cgroups import Cgroups, Group, group_name
 from perdure.sandboxes.doors import Doors
 from perdure.sandboxes.hints import why_not
 from perdure.sandboxes.seccomp import program
 from perdure.sandboxes.zygotes import packed
 
+BEHIND = (
+    16  # processes by which the limit of the user is behind that of the group, which is the one that tells
+)
 READY_S = 20.0  # for a wall to be built, on a busy machine
 MESSAGE_BYTES_MAX = 131_072
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64")  # shown to every program
-LIMITS = SandboxLimits(processes=512, disk_bytes=512 << 20, network_bytes=1 << 40)
+LIMITS = SandboxLimits(
+    processes=512, disk_bytes=512 << 20, network_bytes=1 << 40, memory_bytes=1 << 40, cpu_share=CPU_MAX,
+    wall_ms=1 << 53,
+)  # fmt: skip
 
 
 class NamespacePrograms:
@@ -39,6 +49,8 @@ class NamespacePrograms:
 
     def __init__(self, limits: SandboxLimits | None = None) -> None:
         self._limits = limits or LIMITS
+        self._cgroups: Cgroups | None = None
+        self._using = 0
 
     @contextlib.asynccontextmanager
     async def around(
@@ -50,6 +62,7 @@ class NamespacePrograms:
         shown: Sequence[str],
         writable: Sequence[str],
         doors: Mapping[int, Door],
+        limits: Limits | None = None,
     ) -> AsyncIterator[Walled]:
         """A wall for a program (see the port)."""
         if sys.platform != "linux":
@@ -63,22 +76,63 @@ class NamespacePrograms:
             )
         read_only = sorted({*_needed(command, cwd, path), *map(_present, shown)})
         read_only = [each for each in read_only if not _is_below(each, (*SYSTEM, *writable))]
-        config = {
+        chosen = self._limits if limits is None else limits.within(self._limits)
+        config: dict[str, object] = {
             "read_only": read_only, "writable": list(writable), "cwd": cwd, "ports": sorted(doors), "filter": program().hex(),
-            "processes": self._limits.processes, "disk_bytes": self._limits.disk_bytes,
+            "disk_bytes": chosen.disk_bytes,
         }  # fmt: skip
-        walled = Walled(config, Doors(doors, self._limits.network_bytes, lambda: None))
+        async with self._grouped(limits, chosen) as group:
+            own = 0 if group is not None or limits is None else limits.memory_bytes or 0
+            places = () if group is None else group.places
+            config |= {
+                "groups": [str(place / "cgroup.procs") for place in places], "memory_bytes": own,
+                "processes": chosen.processes + (0 if group is None else BEHIND),
+            }  # fmt: skip
+            walled = Walled(config, Doors(doors, chosen.network_bytes, lambda: None), group)
+            try:
+                yield walled
+            finally:
+                await walled.close()
+
+    @contextlib.asynccontextmanager
+    async def _grouped(self, limits: Limits | None, chosen: SandboxLimits) -> AsyncIterator[Group | None]:
+        """A control group for a program, removed after it; ``None`` where none may be written."""
+        if self._cgroups is None:
+            cgroups = Cgroups(group_name())
+            self._cgroups = cgroups if cgroups.open() else None
+        if self._cgroups is None:
+            if limits is not None and limits.cpu is not None:
+                raise SandboxUnavailableError(
+                    "a limit of `cpu` for a program needs control groups, and this user may write none; have one delegated "
+                    "(`systemd-run --user --scope -p Delegate=yes`), run as root, or take the limit away"
+                )
+            yield None
+            return
+        self._using += 1
+        group: Group | None = None
         try:
-            yield walled
+            try:
+                group = self._cgroups.take(msgspec.structs.replace(chosen, processes=chosen.processes + 1))
+            except OSError as error:
+                raise SandboxUnavailableError(
+                    f"the limits of the program cannot be set in its control group: {error.strerror}"
+                ) from error
+            yield group
         finally:
-            await walled.close()
+            self._using -= 1
+            if group is not None:
+                self._cgroups.leave(group)
+            if not self._using:
+                cgroups, self._cgroups = self._cgroups, None
+                await cgroups.close()
 
 
 class Walled:
     """Implements ``WalledProgram``."""
 
-    def __init__(self, config: Mapping[str, object], doors: Doors) -> None:
+    def __init__(self, config: Mapping[str, object], doors: Doors, group: Group | None = None) -> None:
         self._doors = doors
+        self._group = group
         self._control, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)  # noqa: FBT003 - the standard library's own
         self._code = exchange.source([packed("program")])
@@ -113,6 +167,15 @@ class Walled:
             )
         await self._doors.serve(found)
         self._control.send(b"G")
+
+    @property
+    def breach(self) -> str:
+        """The limit that the program has met (see the port); nobody knows without a control group."""
+        if self._group is None:
+            return ""
+        if self._group.is_out_of_memory:
+            return "memory"
+        return "processes" if self._group.is_out_of_processes else ""
 
     async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a port that the program listens on (see the port)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ class Owner(Protocol):
     walls: Walls
     workspaces: Workspaces
     limits: SandboxLimits
+    limits_of: Callable[[str], SandboxLimits | None]
 
     @property
     def name(self) -> str:
@@ -134,14 +135,14 @@ class FileTool(InWorkspace):
                     name=given["name"], data=_bytes(given), is_executable=given.get("executable", False)
                 )
                 after = [file for file in files.files(manifest) if file.name != made.name]
-                self._check_room([*after, made])
+                self._check_room(use.agent, [*after, made])
                 after.append(made)
         files.save(use.run, use.key, base, after)
         kept = files.manifest(files.tip(use.run)).get(given["name"])
         return ToolOutput(value={"name": given["name"], **(_shown(kept) if kept else {})})
 
-    def _check_room(self, files: Sequence[SandboxFile]) -> None:
-        limits = self._owner.limits
+    def _check_room(self, agent: str, files: Sequence[SandboxFile]) -> None:
+        limits = self._owner.limits_of(agent) or self._owner.limits
         size = sum(len(file.data) for file in files)
         if size > limits.disk_bytes or len(files) > limits.files:
             raise InputInvalidError(

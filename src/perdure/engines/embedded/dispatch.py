@@ -131,7 +131,11 @@ class Dispatcher:
             woken = tx.wake_due(now_ms, WAKES_MAX)
             due = tx.schedules(due_ms=now_ms)
             claimed = (
-                tx.claim(engine.name, now_ms, room=room, limit=limit, suspects=suspects) if limit > 0 else []
+                engine.admission.claim(
+                    tx, engine.name, now_ms, room=room, active=engine.active, limit=limit, suspects=suspects
+                )
+                if limit > 0
+                else []
             )
             if claimed:
                 tx.renew(
@@ -156,6 +160,7 @@ class Dispatcher:
             await self._start_scheduled(schedule, now_ms)
         self.is_idle = not claimed
         self._heed_others()
+        self._more = self._more or engine.admission.is_short
         if len(claimed) == limit or woken == WAKES_MAX or (claimed and suspects and engine.suspect):
             self._more = True
             return 0 if engine.room() > 0 and claimed else settings.poll_ms

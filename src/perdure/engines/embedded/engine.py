@@ -21,6 +21,7 @@ from perdure.core.records import RunRecord, Status
 from perdure.core.values import Payload
 from perdure.engines.embedded import works
 from perdure.engines.embedded.acts import Outside
+from perdure.engines.embedded.admission import Admission, quarantined
 from perdure.engines.embedded.dispatch import Dispatcher
 from perdure.engines.embedded.host import Host
 from perdure.engines.embedded.watch import Watchers
@@ -54,6 +55,7 @@ class EmbeddedEngine:
         thread: runs a plain function in a thread; ``None`` where there are none (the simulator).
         outside: the gateway, the tools of each agent, and where programs run; without it runs cannot act.
         places: where the code of agents runs; without it, in this process.
+        admission: what executing runs may ask for together; by default without limit.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class EmbeddedEngine:
         thread: Callable[..., Coroutine[Any, Any, Any]] | None = asyncio.to_thread,
         outside: Outside | None = None,
         places: Places | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.store = store
         self.agents = agents
@@ -82,6 +85,7 @@ class EmbeddedEngine:
         self.thread = thread
         self.outside = outside
         self.places = places
+        self.admission = admission or Admission()
         self.loop = asyncio.get_running_loop()
         self.hosts: dict[str, Host] = {}
         self.parked: OrderedDict[str, Host] = OrderedDict()
@@ -228,7 +232,9 @@ class EmbeddedEngine:
             self.accepting.add(new.id)
         try:
             record, touched = await self.store.transact(
-                lambda tx: works.start(tx, new, now_ms, worker=worker)
+                lambda tx: works.start(
+                    tx, new, now_ms, worker=None if new.agent in quarantined(tx, now_ms) else worker
+                )
             )
         except BaseException as error:
             if at_once and not isinstance(error, UsageError | RefusedError):
@@ -246,7 +252,8 @@ class EmbeddedEngine:
         return record
 
     def _has_room(self, agent: Agent) -> bool:
-        return agent.concurrency is None or self.active[agent.name] < agent.concurrency
+        is_free = agent.concurrency is None or self.active[agent.name] < agent.concurrency
+        return is_free and self.admission.room(agent.name, self.active) > 0
 
     def look_after(self, touched: list[str] | tuple[str, ...]) -> None:
         """Something happened to these runs: those in memory look, the others may be claimable."""

@@ -41,6 +41,9 @@ def main() -> None:
         os._exit(1)
     is_root, owners = os.getuid() == 0, -1
     try:
+        for group in config["groups"]:  # before anything is forked: nobody is left outside
+            with open(group, "w") as file:
+                file.write("0")
         if is_root:
             owners = linux.owned_by(0, UNPRIVILEGED)
             linux.unshare(NAMESPACES)
@@ -148,6 +151,8 @@ def _give_up_rights(ends: _Ends, config: dict[str, Any], *, is_root: bool) -> No
         (resource.RLIMIT_MEMLOCK, 65_536),
     ):
         resource.setrlimit(kind, (value, value))
+    if config["memory_bytes"]:  # without a group: of each process, which its reservations do not count for
+        resource.setrlimit(resource.RLIMIT_DATA, (config["memory_bytes"], config["memory_bytes"]))
     linux.drop_capabilities()
     linux.control(linux.NO_NEW_PRIVILEGES, 1)
     if known := landlock.version():
