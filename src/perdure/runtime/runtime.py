@@ -134,9 +134,8 @@ class Runtime:
         )  # fmt: skip
         async with opened(folder, chosen, beside=beside) as store, contextlib.aclosing(undoing):
             governance, keys = await governance_of(store, folder)
-            rulebook = Rulebook(rules, store)
             reached = reach(
-                world, known, folder=folder, settings=chosen, telemetry=telemetry, governance=governance, rules=rulebook
+                world, known, folder=folder, settings=chosen, telemetry=telemetry, governance=governance, rules=Rulebook(rules, store)
             )  # fmt: skip
             async with cls.over(
                 store, known, chosen, telemetry=telemetry, drive=not beside, reached=reached, plan=plan,
