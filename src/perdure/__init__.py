@@ -131,7 +131,7 @@ _WHERE = {
     ),
 }
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = [
     "ActionNotDoneError",
     "ActionState",
