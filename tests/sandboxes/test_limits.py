@@ -165,6 +165,38 @@ print(found, os.getcwd(), oct(os.umask(0)), os.listdir("/workspace"), random.ran
     assert len(randoms) == 12, "random numbers are not those of another use"
 
 
+async def test_nothing_is_left_in_the_kernel_either(sandboxes: NamespaceSandboxes) -> None:
+    """Shared memory, message queues, sockets without a file, keyrings, names, clocks, and what a process says of itself."""
+    write = """
+import ctypes, os, resource, signal, socket, time
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.shmget(0x5001, 4096, 0o1666) >= 0, libc.msgget(0x5001, 0o1666) >= 0, libc.semget(0x5001, 1, 0o1666) >= 0)
+held = socket.socket(socket.AF_UNIX); held.bind("\\0canary"); held.listen()
+port = socket.create_server(("127.0.0.1", 5001))
+libc.syscall(248, b"user", b"canary", b"x", 1, -4)
+libc.sethostname(b"canary", 6)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+os.nice(5)
+try: time.clock_settime(time.CLOCK_REALTIME, 1)
+except OSError: pass
+"""
+    look = """
+import ctypes, os, resource, signal, socket, time
+libc = ctypes.CDLL(None, use_errno=True)
+found = [libc.shmget(0x5001, 0, 0), libc.msgget(0x5001, 0), libc.semget(0x5001, 0, 0), libc.syscall(249, b"user", b"canary", None, 0)]
+for family, address in ((socket.AF_UNIX, "\\0canary"), (socket.AF_INET, ("127.0.0.1", 5001))):
+    try: socket.socket(family).connect(address); found.append("connected")
+    except OSError: found.append(-1)
+print(found, socket.gethostname(), signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL, resource.getrlimit(resource.RLIMIT_NOFILE)[0], os.nice(0), time.time() > 1e9)
+"""
+    for _ in range(3):
+        first = await sandboxes.run(SandboxJob(code=write))
+        assert first.stdout == b"True True True\n", first
+        second = await sandboxes.run(SandboxJob(code=look))
+        assert second.stdout == b"[-1, -1, -1, -1, -1, -1] sandbox True 256 0 True\n", second
+
+
 async def test_many_at_once_are_each_their_own(sandboxes: NamespaceSandboxes) -> None:
     codes = [f"open('n', 'w').write('{n}'); print(open('n').read())" for n in range(40)]
     found = await asyncio.gather(*(sandboxes.run(SandboxJob(code=code)) for code in codes))
