@@ -817,3 +817,17 @@ def test_enrolment_at_the_command_line(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / json.loads(made.stdout)[name]).stat().st_mode) == 0o600
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 2 and "is there" in again.stderr
+
+
+async def test_closing_stops_what_runs(running: Running) -> None:
+    before = sleepers()
+    sandboxes = running.client()
+    task = asyncio.create_task(sandboxes.run(SandboxJob(argv=("/usr/bin/sleep", "31.4159"))))
+    async with asyncio.timeout(10):
+        while sleepers() <= before:
+            await asyncio.sleep(0.05)
+    await sandboxes.close()
+    assert (await task).ending == "lost"
+    async with asyncio.timeout(10):
+        while sleepers() > before:
+            await asyncio.sleep(0.05)

@@ -291,3 +291,29 @@ async def test_a_service_that_nobody_knows() -> None:
     walls = ConfiguredWalls(SandboxRules(tiers=("remote",), options={"remote": {"service": "other"}}))
     with pytest.raises(DefinitionError, match="e2b, opensandbox or kubernetes"):
         await walls.at_least()
+
+
+async def test_cancelled_again_while_it_is_deleted() -> None:
+    async with standing("e2b") as place:
+        task = asyncio.create_task(place.sandboxes.run(SandboxJob(code="import time; time.sleep(60)")))
+        while not any(place.machines._running.values()):
+            await asyncio.sleep(0.02)
+        place.machines.fail_deletes = 1
+        for _ in range(2):  # the second one while it waits to try again
+            task.cancel()
+            await asyncio.sleep(0.2)
+        assert task.cancelled()
+        assert place.machines.left == {"box1"}
+        await place.sandboxes.close()
+        assert place.machines.left == set()
+
+
+async def test_closing_stops_what_runs(place: Place) -> None:
+    task = asyncio.create_task(place.sandboxes.run(SandboxJob(code="import time; time.sleep(60)")))
+    while not any(place.machines._running.values()):
+        await asyncio.sleep(0.02)
+    await asyncio.wait_for(place.sandboxes.close(), 10)
+    assert place.machines.left == set()
+    assert (await task).ending == "lost"
+    with pytest.raises(SandboxUnavailableError, match="closed"):
+        await place.sandboxes.run(SandboxJob(code="print(1)"))

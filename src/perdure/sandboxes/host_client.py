@@ -118,6 +118,7 @@ class SandboxHosts:
         self._limits = limits or SandboxLimits()
         self._turn = itertools.count()
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._in_use: set[Link] = set()
         self._is_closed = False
         self.parts: Mapping[str, str] = {}
 
@@ -251,12 +252,15 @@ class SandboxHosts:
         self, host: _Host, body: bytes, limits: SandboxLimits, doors: Mapping[int, Door]
     ) -> SandboxOutcome:
         link = await self._offered(host, len(body))
+        self._in_use.add(link)
         try:
             await link.send_parts(body)
         except LinkError as error:
+            self._in_use.discard(link)
             await link.close()
             raise _Busy(str(error)) from error  # without our word nothing is executed
         except BaseException:
+            self._in_use.discard(link)
             await link.close()
             raise
         served = _Served(link, doors, limits)
@@ -279,6 +283,7 @@ class SandboxHosts:
             late = wall_ms >= limits.wall_ms + GRACE_S * 1000
             return self._ended(host, "wall-time" if late else "lost", wall_ms, str(error))
         finally:
+            self._in_use.discard(link)
             await served.close()
             if is_clean:
                 await self._keep(host, link)
@@ -309,6 +314,8 @@ class SandboxHosts:
     async def close(self) -> None:
         """Let go of all connections; hosts stop what still runs."""
         self._is_closed = True
+        for link in list(self._in_use):
+            await link.close()
         for host in self._hosts:
             while host.idle:
                 await host.idle.popleft().close()

@@ -38,6 +38,7 @@ DELETE_TRIES = 5
 DELETE_WAIT_S = 0.5  # before the second try; doubled each time
 LEFT_BEHIND_MAX = 100  # sandboxes that could not be deleted, by name
 AT_ONCE = 32
+POLL_S = 0.02
 REPORT = "perdure.report"
 ARCHIVE = "perdure.pyz"
 TOLD_BYTES_MAX = 65_536
@@ -134,6 +135,7 @@ class RemoteSandboxes:
         self._room = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._detail = f"{service.name} at {service.host}"
+        self._in_use: dict[str, RemoteSandbox] = {}
         self._is_closed = False
         self.left_behind: tuple[str, ...] = ()
         self.parts: Mapping[str, str] = {}
@@ -174,9 +176,11 @@ class RemoteSandboxes:
         archive = await asyncio.to_thread(_archive, job, chosen)
         async with self._room:
             made = await self._create(chosen)
+            self._in_use[made.name] = made
             try:
                 return await self._use(made, archive, job, chosen)
             finally:
+                self._in_use.pop(made.name, None)
                 await asyncio.shield(self._own(self._let_go(made)))
 
     async def _create(self, limits: SandboxLimits) -> RemoteSandbox:
@@ -276,9 +280,12 @@ class RemoteSandboxes:
                 return
 
     async def close(self) -> None:
-        """Wait until what was used is deleted, and let go of the service."""
+        """Delete what is still in use, wait until everything is deleted, and let go of the service."""
         self._is_closed = True
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._let_go(made) for made in list(self._in_use.values())))
+        while self._tasks or self._in_use:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(POLL_S)
         await self._service.close()
 
 
