@@ -87,6 +87,18 @@ def end(how: str) -> None:
         case "program":
             done = (wire.Call(call=2, kind="program", data=wire.msgspec.Raw(b"{}")),)
             _client().send(wire.Do(run=_last(), do=done))
+        case "no-text":
+            frame = b'{"t":"do","run":%d,"do":[{"t":"show","kind":"x","data":"\xff"}]}' % _last()
+            _client().transport.write(len(frame).to_bytes(4, "big") + frame)
+        case "long-name":
+            done = (wire.Call(call=2, kind="send", name="t", to="x" * 10_000),)
+            _client().send(wire.Do(run=_last(), do=done))
+        case "no-topic":
+            done = (wire.Call(call=2, kind="receive", name="perdure.answer/1"),)
+            _client().send(wire.Do(run=_last(), do=done))
+        case "ended-twice":
+            done = (wire.Result(value=wire.msgspec.Raw(b"1")), wire.Result(value=wire.msgspec.Raw(b"2")))
+            _client().send(wire.Do(run=_last(), do=done))
         case "pong":
             _client().send(wire.Pong(id=12345))
         case _:

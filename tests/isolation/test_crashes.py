@@ -68,7 +68,8 @@ async def test_poison_is_tried_alone_then_quarantined_and_its_neighbours_go_on(
             counted = Counter(log.read_text().splitlines())
             assert set(counted) == {str(number) for number in range(25)}
             assert sum(counted.values()) <= 27  # only what was under way at a death is done once more
-            assert recovered(handle.journal()) == 0
+            # A thread ends the process beside whatever the loop executes just then: that run is tried alone once, too.
+            assert recovered(handle.journal()) <= (1 if where == "thread" else 0)
         assert bad_log.read_text().splitlines() == ["before", "segfault", "segfault"]
         assert steps(bad.journal()) == ["note"]
         assert bad.status is Status.BLOCKED
@@ -116,7 +117,9 @@ async def test_a_flood_of_output_goes_nowhere(data: Path, tmp_path: Path) -> Non
         assert await good.result(20) == [str(number) for number in range(50)]
 
 
-@pytest.mark.parametrize("how", ["false-event", "false-call", "program"])
+@pytest.mark.parametrize(
+    "how", ["false-event", "false-call", "program", "no-text", "long-name", "no-topic", "ended-twice"]
+)
 async def test_frames_that_are_not_the_run_s_own_end_the_worker(how: str, data: Path, tmp_path: Path) -> None:
     async with opened(data, **FEW) as runtime:
         log = str(tmp_path / "log")

@@ -122,11 +122,18 @@ async def test_the_journal_is_the_same(
             text = harness.RUN_ID.sub("RUN", repr(result))
             found.append((text, plain(handle.journal(), with_digests=with_digests)))
     here, there = found
+    if name == "golden":  # whether it is parked between two answers is a matter of microseconds
+        here, there = [(text, _unparked(journal)) for text, journal in found]
     if name in ("chance", "golden"):  # their results have chance in them
         assert here[1][:-1] == there[1][:-1]
         assert here[1][-1].keys() == there[1][-1].keys()
     else:
         assert here == there
+
+
+def _unparked(journal: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = [{**entry, "seq": 0} for entry in journal if entry["kind"] != "RunParked"]
+    return [*sorted(found[:-1], key=lambda entry: (entry.get("call", 0), entry["kind"])), found[-1]]
 
 
 async def test_gathered_steps_all_come_back(data: Path) -> None:

@@ -15,12 +15,14 @@ from perdure.agents.step import BACKOFF_MS_MAX, RETRIES_MAX, Step
 from perdure.core import entries as e
 from perdure.core.errors import PerdureError, RequestInvalidError, UsageError, error_for
 from perdure.core.ids import checked_name, checked_topic
+from perdure.core.limits import NAME_LENGTH_MAX
 from perdure.core.values import Payload, decode, digest
 from perdure.engines.embedded.results import value_of
 from perdure.engines.isolated import wire
 
 MS_MAX = 10**14  # of a duration: three thousand years
 DIGEST_LENGTH_MAX = 64
+RUN_LENGTH_MAX = 2_000  # characters: a run's id grows with each generation of children
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ def _request(call: wire.Call, names: Collection[str]) -> r.Request:
             confidence = call.confidence
             if confidence is not None and not 0 <= confidence <= 100:
                 raise RequestInvalidError(f"a confidence is a percentage from 0 to 100, found {confidence}")
+            if len(call.endpoint) > NAME_LENGTH_MAX:
+                raise RequestInvalidError(f"no endpoint has {len(call.endpoint)} characters")
             return r.ActCall(name, digest(asked), decode, what, asked, call.endpoint, None, confidence)
         case "sleep":
             ms = _ms(call.ms)
@@ -91,11 +95,14 @@ def _request_of_store(call: wire.Call, data: bytes) -> r.Request:
         case "send":
             body = to_json(decode(data))
             key = digest(call.to.encode() + b"\0" + body)
+            if len(call.to) > RUN_LENGTH_MAX:
+                raise RequestInvalidError(f"no run has an id of {len(call.to)} characters")
             return r.SendCall(checked_topic(call.name), key, decode, call.to, body)
         case "publish":
             body = to_json(decode(data))
             key = digest((call.key or "").encode() + b"\0" + body)
-            return r.PublishCall(checked_topic(call.name), key, decode, body, call.key)
+            session = None if call.key is None else checked_name("a session", call.key)
+            return r.PublishCall(checked_topic(call.name), key, decode, body, session)
         case "spawn":
             given = to_json(decode(data))
             due_ms = None if call.ms is None else _ms(call.ms)

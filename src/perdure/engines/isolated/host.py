@@ -16,7 +16,15 @@ import msgspec
 from perdure.agents.agent import Agent
 from perdure.agents.requests import ActCall
 from perdure.core import entries as e
-from perdure.core.errors import BlockedError, ReplayError, RequestInvalidError, Suspended, error_for
+from perdure.core.errors import (
+    BlockedError,
+    ReplayError,
+    RequestInvalidError,
+    Suspended,
+    UnavailableError,
+    error_for,
+)
+from perdure.core.ids import checked_name
 from perdure.core.limits import CALLS_OPEN_MAX, ERROR_TEXT_MAX
 from perdure.core.records import RunRecord
 from perdure.core.values import too_large
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     from perdure.engines.embedded.worker import Worker
 
 AHEAD_MAX = 64  # recorded events that a worker gets before it has taken in the first of them
+PATCHES_MAX = 10_000  # of one run: each is an entry
 TIMERS_MAX = CALLS_OPEN_MAX  # of one run's own loop
 EFFECTIVE = (e.TimerFired, e.CancelRequested, e.RunForked)
 
@@ -208,12 +217,13 @@ class RemoteHost(Host):
             case wire.TimerStopped(timer=number):
                 self.loop.disarm(number)
             case wire.Patch(name=name):
-                if name in self.patches or self.seen < self.frontier:
+                if name in self.patches or self.seen < self.frontier or len(self.patches) >= PATCHES_MAX:
                     raise RequestInvalidError(f"patch `{name:.200}` cannot be taken here")
-                self.patches[name] = True
+                self.patches[checked_name("a patch", name)] = True
                 self.driver.record_patch(self, name)
             case wire.Show(kind=kind, data=data):
-                self.emit(kind, msgspec.json.decode(data))
+                shown = msgspec.json.decode(wire.check_json(data))
+                self.emit(checked_name("what is shown", kind), shown)
             case wire.Result() | wire.Error() | wire.Cancelled():
                 self._ended(item)
 
@@ -327,13 +337,20 @@ class RemoteHost(Host):
         )
 
     # -- leaving
-    def trouble(self, error: ReplayError) -> None:
-        """The code does something else than what is recorded: the run is blocked."""
+    def trouble(self, error: BlockedError) -> None:
+        """The code does something else than what is recorded, or that cannot be read: the run is blocked."""
         self._worker._trouble(self, error)
+
+    def lose(self, error: UnavailableError) -> None:
+        """The store did not answer: drop the run; its journal tells what is true."""
+        self._worker._lose(self, error)
 
     def move(self, *, is_blamed: bool, why: str) -> None:
         """Its worker is gone: go on from the journal in another one. A run that is blamed has that in its journal."""
         if self.is_closed:
+            return
+        if self.is_ending:  # its code has said all; the rest is written without it
+            self.post = None
             return
         engine, worker, was_parked = self._worker.engine, self._worker, self.is_parked
         pid = getattr(self.post, "pid", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from perdure.engines.isolated import wire
 if TYPE_CHECKING:
     from perdure.engines.isolated.process import WorkerProcess
 
+log = logging.getLogger("perdure.workers")
 HELLO_S = 5.0  # from a connection to its hello; the import of the app comes before it connects
 _CREDENTIALS = struct.Struct("3i")
 
@@ -55,6 +57,11 @@ class Link(wire.FrameReader):
                 raise RequestInvalidError("expected `hello` first")
         except PerdureError as error:
             self._break(str(error), run)
+        except (
+            Exception
+        ) as error:  # a bug of ours that a frame has found: the worker ends, the runtime goes on
+            log.exception("a frame of a worker could not be handled")
+            self._break(f"{type(error).__name__}: {error}", run)
 
     def _break(self, why: str, run: int | None) -> None:
         if self.worker is not None:

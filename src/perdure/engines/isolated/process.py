@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from perdure.core.errors import PerdureError, ReplayError, RequestInvalidError
+from perdure.core.errors import BlockedError, PerdureError, RequestInvalidError, UnavailableError
 from perdure.core.workers import WorkerRules
 from perdure.engines.isolated import wire
 from perdure.engines.isolated.host import RemoteHost
@@ -167,7 +167,12 @@ class WorkerProcess:
         """Let a run begin here."""
         self._numbers += 1
         self.hosts[self._numbers] = host
-        host.attach(self, self._numbers)
+        try:
+            host.attach(self, self._numbers)
+        except BlockedError as error:
+            host.trouble(error)
+        except UnavailableError as error:
+            host.lose(error)
 
     def release(self, host: RemoteHost) -> None:
         """A run has left."""
@@ -193,17 +198,11 @@ class WorkerProcess:
             return  # it was dropped while this was on its way
         self.has_worked = self.has_worked or host.is_live
         try:
-            match frame:
-                case wire.Ran():
-                    host.ran(frame)
-                case wire.Do(do=done):
-                    host.did(done)
-                case wire.StepEnd():
-                    host.step_ended(frame)
-                case wire.Unreadable():
-                    raise host.unreadable(frame)
-        except ReplayError as error:
+            _hand_over(frame, host)
+        except BlockedError as error:
             host.trouble(error)
+        except UnavailableError as error:
+            host.lose(error)
         except RequestInvalidError:
             raise
         except PerdureError as error:
@@ -325,6 +324,18 @@ class WorkerProcess:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._mark.unlink(missing_ok=True)
         return code
+
+
+def _hand_over(frame: wire.Ran | wire.Do | wire.StepEnd | wire.Unreadable, host: RemoteHost) -> None:
+    match frame:
+        case wire.Ran():
+            host.ran(frame)
+        case wire.Do(do=done):
+            host.did(done)
+        case wire.StepEnd():
+            host.step_ended(frame)
+        case wire.Unreadable():
+            raise host.unreadable(frame)
 
 
 def is_descendant(pid: int, of: int, depth: int = 3) -> bool:
