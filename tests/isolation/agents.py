@@ -268,6 +268,22 @@ async def patcher(run: Run, log: str) -> list[Any]:
     return [is_new, again, run.patched("later"), message.body if message else None]
 
 
+HOARD: list[bytearray] = []
+
+
+@step
+async def hoard(size: int) -> int:
+    HOARD.append(bytearray(b"x") * size)
+    return size
+
+
+@agent("hoarder")
+async def hoarder(run: Run, size: int) -> Any:
+    await run.step(hoard, size)
+    message = await run.receive("go")
+    return message.body if message else None
+
+
 @agent("shower")
 async def shower(run: Run) -> list[Any]:
     found = []

@@ -13,7 +13,7 @@ import pytest
 
 from perdure import RunHandle, Runtime
 from perdure.core import entries as e
-from perdure.core.errors import DefinitionError, PerdureError, SandboxUnavailableError
+from perdure.core.errors import DefinitionError, PerdureError, ReplayError, SandboxUnavailableError
 from perdure.core.records import Status
 from perdure.core.workers import WorkerRules
 from tests.golden import agents as golden
@@ -287,3 +287,26 @@ async def test_what_an_agent_shows_is_seen_live_and_not_again_on_replay(data: Pa
 async def _watch(handle: RunHandle, seen: list[Any]) -> None:
     async for item in handle.live():
         seen.append(item)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "at", "changes", "text"),
+    [
+        ("echo", "one", 2, {1: "two"}, "but the agent made step `mark`"),
+        ("retrying", {"label": "fits", "failures": 0}, 2, {2: "no number"}, "does not fit its type any more"),
+    ],
+)
+async def test_code_that_does_something_else_than_its_journal_is_blocked_in_both_modes(
+    name: str, given: Any, at: int, changes: dict[int, Any], text: str, tmp_path: Path
+) -> None:
+    found = []
+    for rules in ("none", harness.RULES):
+        async with opened(tmp_path / str(len(found)), rules) as runtime:
+            first = await runtime.start(name, given)
+            await first.result(5)
+            forked = await runtime.fork(first.id, at=at, changes=changes)
+            with pytest.raises(ReplayError, match=text) as caught:
+                await forked.result(5)
+            found.append(harness.RUN_ID.sub("RUN", caught.value.message))
+            assert forked.status is Status.BLOCKED
+    assert found[0].split("any more")[0] == found[1].split("any more")[0]

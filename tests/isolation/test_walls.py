@@ -207,3 +207,17 @@ async def test_a_wall_that_cannot_stand_is_an_error(data: Path, monkeypatch: pyt
     with pytest.raises(SandboxUnavailableError, match="no worker process"):
         async with opened(data, WALLED):
             pass
+
+
+async def test_a_worker_that_is_nearly_full_is_replaced_without_blame(data: Path) -> None:
+    rules = WorkerRules(isolation="process", min=1, max=1, memory_bytes=256 << 20)
+    async with opened(data, rules) as runtime:
+        handle = await runtime.start("hoarder", 180 << 20)
+        worker = pool(runtime).workers[0]
+        async with asyncio.timeout(15):
+            while worker in pool(runtime).workers:
+                await asyncio.sleep(0.02)
+        await handle.send("go", 1)
+        assert await handle.result(10) == 1
+        assert pool(runtime).ended == 0
+        assert not any(type(entry).__name__ == "RunRecovered" for entry in handle.journal())
