@@ -153,3 +153,17 @@ async def test_the_pool_grows_with_demand_and_shrinks_again(monkeypatch: pytest.
 
 def test_what_it_consists_of_is_told(sandboxes: NamespaceSandboxes) -> None:
     assert set(sandboxes.parts) == {"namespaces", "system calls", "privileges", "landlock", "cgroups"}
+
+
+async def test_groups_of_runtimes_that_were_killed_are_removed(sandboxes: NamespaceSandboxes) -> None:
+    groups = sandboxes._groups
+    if groups is None:
+        pytest.skip("no control group may be written here")
+    left = groups._bases[0].parent / "perdure-4194305-1"  # no process has so high a number
+    (left / "1").mkdir(parents=True)
+    mine = groups._bases[0]
+    other = NamespaceSandboxes(LIMITS, spare=0)
+    await other.open()
+    await other.close()
+    assert not left.exists()
+    assert mine.exists(), "that of a living one stays"

@@ -17,6 +17,7 @@ from pathlib import Path
 from perdure.core.sandbox import SandboxLimits
 
 ROOT = Path("/sys/fs/cgroup")
+PREFIX = "perdure"
 CONTROLLERS = ("memory", "pids", "cpu")
 PERIOD_US = 20_000  # short: whoever has used up its share must not hold a processor for long before that
 WEIGHT, SHARES = "20", "205"  # a fifth of what a process outside gets when both want a processor
@@ -82,6 +83,8 @@ class Cgroups:
 
     def open(self) -> bool:
         """Make the group of all; whether that is allowed."""
+        for base in self._bases:
+            _sweep(base.parent)
         try:
             for base in self._bases:
                 base.mkdir(exist_ok=True)
@@ -170,6 +173,19 @@ def _settings_of(limits: SandboxLimits) -> tuple[str, str, str]:
     return str(limits.memory_bytes), str(limits.processes + 1), str(share)
 
 
+def _sweep(parent: Path) -> None:
+    """Remove what runtimes that were killed have left; a group in which anybody still is stays by itself."""
+    for place in parent.glob(f"{PREFIX}-*"):
+        pid = place.name.split("-")[1]
+        if not pid.isdigit() or Path(f"/proc/{pid}").exists():
+            continue
+        with contextlib.suppress(OSError):
+            for inner in place.iterdir():
+                if inner.is_dir():
+                    inner.rmdir()
+            place.rmdir()
+
+
 def _removed(group: Group) -> bool:
     is_gone = True
     for place in group.places:
@@ -204,4 +220,4 @@ _numbers = count(1)
 
 def group_name() -> str:
     """A name that no other pool on this machine has."""
-    return f"perdure-{os.getpid()}-{next(_numbers)}"
+    return f"{PREFIX}-{os.getpid()}-{next(_numbers)}"
