@@ -831,3 +831,18 @@ async def test_closing_stops_what_runs(running: Running) -> None:
     async with asyncio.timeout(10):
         while sleepers() > before:
             await asyncio.sleep(0.05)
+
+
+async def test_a_host_that_is_killed_leaves_no_job_behind(running: Running) -> None:
+    before = sleepers()
+    sandboxes = running.client()
+    task = asyncio.create_task(sandboxes.run(SandboxJob(argv=("/usr/bin/sleep", "31.4159"))))
+    async with asyncio.timeout(10):
+        while sleepers() <= before:
+            await asyncio.sleep(0.05)
+    running.process.kill()
+    assert (await asyncio.wait_for(task, 10)).ending == "lost"
+    async with asyncio.timeout(10):
+        while sleepers() > before:
+            await asyncio.sleep(0.05)
+    await sandboxes.close()
