@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from perdure.core.errors import DefinitionError, InputInvalidError, SandboxUnavailableError
+from perdure.core.errors import InputInvalidError, SandboxUnavailableError
 from perdure.core.sandbox import SandboxJob, SandboxLimits
 from perdure.runtime.walls import ConfiguredWalls, SandboxRules
 from perdure.sandboxes import remote
@@ -289,7 +289,7 @@ async def test_as_it_is_configured(kind: str) -> None:
 
 async def test_a_service_that_nobody_knows() -> None:
     walls = ConfiguredWalls(SandboxRules(tiers=("remote",), options={"remote": {"service": "other"}}))
-    with pytest.raises(DefinitionError, match="e2b, opensandbox or kubernetes"):
+    with pytest.raises(SandboxUnavailableError, match="found `other`"):
         await walls.at_least()
 
 
