@@ -278,6 +278,9 @@ async def test_what_an_agent_shows_is_seen_live_and_not_again_on_replay(data: Pa
         await handle.send("go", 1)
         await until(runtime, handle.id, Status.WAITING)
         harness.kill_workers(runtime)
+        async with asyncio.timeout(5):
+            while handle.id in runtime.engine.hosts:  # type: ignore[union-attr]
+                await asyncio.sleep(0.01)
         await handle.send("go", 2)
         assert await handle.result(10) == [1, 2]
         await watching
