@@ -30,18 +30,17 @@ from perdure.core.records import RunRecord
 from perdure.core.values import too_large
 from perdure.engines.embedded.attempts import ToldError
 from perdure.engines.embedded.host import Host
-from perdure.engines.embedded.loop import RunLoop
 from perdure.engines.embedded.open_call import OpenCall, tell_end
 from perdure.engines.isolated import wire
 from perdure.engines.isolated.again import begin_again
 from perdure.engines.isolated.calls import request_of, value_of_entry
+from perdure.engines.isolated.mirror import MirrorLoop
 
 if TYPE_CHECKING:
     from perdure.engines.embedded.worker import Worker
 
 AHEAD_MAX = 64  # recorded events that a worker gets before it has taken in the first of them
 PATCHES_MAX = 10_000  # of one run: each is an entry
-TIMERS_MAX = CALLS_OPEN_MAX  # of one run's own loop
 EFFECTIVE = (e.TimerFired, e.CancelRequested, e.RunForked)
 
 
@@ -76,26 +75,6 @@ class Desk(Protocol):
 
 class ToldStop(ToldError, TimeoutError):
     """The code ended as one that is told to stop may end."""
-
-
-class MirrorLoop(RunLoop):
-    """Knows the timers of a loop that is elsewhere; runs nothing."""
-
-    def drain(self, turns: int = -1) -> None:  # noqa: ARG002
-        """Nothing is ever run here."""
-        self.ready.clear()
-
-    def arm(self, number: int, due_ms: int) -> None:
-        """A timer was set there."""
-        if number != self._timers_made + 1 or len(self.timers) >= TIMERS_MAX:
-            raise RequestInvalidError(
-                f"expected timer {self._timers_made + 1} (at most {TIMERS_MAX} at once), found {number}"
-            )
-        self.call_at(max(due_ms / 1000, self.now_s + 0.001), _nothing)
-
-    def disarm(self, number: int) -> None:
-        """A timer was stopped there."""
-        self.timers.pop(number, None)
 
 
 class RemoteHost(Host):
@@ -403,7 +382,3 @@ def _raised(problem: wire.Problem, *, is_stop: bool) -> Exception:
         return kind(problem.message[:ERROR_TEXT_MAX])
     failure = failure_of_problem(msgspec.structs.replace(problem, code=problem.code or "agent-failed"))
     return ToldStop(failure) if is_stop else ToldError(failure)
-
-
-def _nothing() -> None:
-    pass
