@@ -167,3 +167,11 @@ async def test_groups_of_runtimes_that_were_killed_are_removed(sandboxes: Namesp
     await other.close()
     assert not left.exists()
     assert mine.exists(), "that of a living one stays"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"memory_bytes": -1}, {"processes": 0}, {"cpu_share": float("nan")}, {"wall_ms": 1 << 63}]
+)
+def test_limits_that_are_none(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputInvalidError):
+        SandboxLimits(**wrong)  # type: ignore[arg-type]

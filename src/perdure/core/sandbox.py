@@ -18,12 +18,16 @@ BREACHES: tuple[Ending, ...] = (
 )  # fmt: skip
 NAME_BYTES_MAX = 4_096  # of a file's path in a workspace
 MIB = 1024 * 1024
+LIMIT_MAX = 1 << 62  # of any limit: what the kernel takes
 
 
 class SandboxLimits(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
     """What one use of a sandbox may take; each breach has an ending of its own.
+
+    Raises:
+        InputInvalidError: a limit is not above zero.
 
     Attributes:
         wall_ms: until it is stopped.
@@ -48,6 +52,12 @@ class SandboxLimits(
     files: int = 4_096
     network_bytes: int = 64 * MIB
     cpu_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if not 0 < value < LIMIT_MAX:  # also what is no number; a negative one would mean without limit
+                raise InputInvalidError(f"the limit `{name}` of sandboxes must be above zero, found {value!r:.40}")
 
 
 class SandboxFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -72,9 +72,11 @@ class Cgroups:
 
     Args:
         name: of the group that they are in.
+        gives_way: whether processes outside go first when both want a processor.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, gives_way: bool = True) -> None:
+        self._gives_way = gives_way
         self.is_newer = (ROOT / "cgroup.controllers").exists()
         bases = [ROOT] if self.is_newer else [ROOT / controller for controller in CONTROLLERS]
         self._bases = [base / name for base in bases]
@@ -142,13 +144,15 @@ class Cgroups:
             place = group.places[0]
             return [
                 (place, "memory.max", memory), (place, "memory.swap.max", "0"), (place, "memory.oom.group", "1"),
-                (place, "pids.max", processes), (place, "cpu.max", f"{share} {PERIOD_US}"), (place, "cpu.weight", WEIGHT),
+                (place, "pids.max", processes), (place, "cpu.max", f"{share} {PERIOD_US}"),
+                *([(place, "cpu.weight", WEIGHT)] if self._gives_way else []),
             ]  # fmt: skip
         by_name = {place.parent.parent.name: place for place in group.places}
         return [
             (by_name["memory"], "memory.limit_in_bytes", memory), (by_name["memory"], "memory.swappiness", "0"),
             (by_name["pids"], "pids.max", processes), (by_name["cpu"], "cpu.cfs_period_us", str(PERIOD_US)),
-            (by_name["cpu"], "cpu.cfs_quota_us", share), (by_name["cpu"], "cpu.shares", SHARES),
+            (by_name["cpu"], "cpu.cfs_quota_us", share),
+            *([(by_name["cpu"], "cpu.shares", SHARES)] if self._gives_way else []),
         ]  # fmt: skip
 
     def leave(self, group: Group) -> None:

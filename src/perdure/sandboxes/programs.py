@@ -96,12 +96,15 @@ class NamespacePrograms:
 
     @contextlib.asynccontextmanager
     async def _grouped(self, limits: Limits | None, chosen: SandboxLimits) -> AsyncIterator[Group | None]:
-        """A control group for a program, removed after it; ``None`` where none may be written."""
+        """A control group for a program with limits of its own, removed after it; ``None`` where none may be written."""
+        if limits is None:
+            yield None
+            return
         if self._cgroups is None:
-            cgroups = Cgroups(group_name())
+            cgroups = Cgroups(group_name(), gives_way=False)
             self._cgroups = cgroups if cgroups.open() else None
         if self._cgroups is None:
-            if limits is not None and limits.cpu is not None:
+            if limits.cpu is not None:
                 raise SandboxUnavailableError(
                     "a limit of `cpu` for a program needs control groups, and this user may write none; have one delegated "
                     "(`systemd-run --user --scope -p Delegate=yes`), run as root, or take the limit away"
