@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PARTS = {
     "bench.sandboxes": "fresh sandboxes of namespaces beside a bare interpreter",
     "bench.sandbox_vms": "gVisor and micro-VMs",
-    "bench.sandbox_hosts": "a sandbox host on loopback beside a local pool",
+    "bench.hosts": "a sandbox host on loopback beside a local pool",
     "bench.isolated": "agent code in worker processes",
 }
 

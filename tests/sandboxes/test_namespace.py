@@ -8,18 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from perdure.core.errors import InputInvalidError, SandboxUnavailableError
-from perdure.core.sandbox import MIB, SandboxJob, SandboxLimits
+from perdure.core.sandbox import SandboxJob, SandboxLimits
 from perdure.ports import Sandboxes
 from perdure.sandboxes.namespace import NamespaceSandboxes
 from perdure.testing.conformance.sandboxes import CASES, LIMITS
-
-FETCH = """
-import socket
-connection = socket.create_connection(("127.0.0.1", 8080))
-connection.sendall(b"hello")
-connection.shutdown(socket.SHUT_WR)
-print(b"".join(iter(lambda: connection.recv(9999), b"")).decode())
-"""
+from tests.sandboxes.doors import CASES as DOORS
 
 
 @pytest.fixture
@@ -40,63 +33,9 @@ async def test_conformance(
     await case(sandboxes)
 
 
-async def _shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write((await reader.read()).upper())
-    await writer.drain()
-    writer.close()
-
-
-async def test_a_door_leads_to_whom_it_was_given(sandboxes: NamespaceSandboxes) -> None:
-    found = await sandboxes.run(SandboxJob(code=FETCH), doors={8080: _shout})
-    assert found.stdout == b"HELLO\n", found
-    without = await sandboxes.run(SandboxJob(code=FETCH))
-    assert b"ConnectionRefusedError" in without.stderr
-    other = await sandboxes.run(SandboxJob(code=FETCH), doors={8081: _shout})
-    assert b"ConnectionRefusedError" in other.stderr
-
-
-async def test_many_connections_through_two_doors(sandboxes: NamespaceSandboxes) -> None:
-    async def name(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.write(b"other")
-        writer.close()
-
-    code = FETCH + "\n" + "\n".join([FETCH.replace("8080", "8090"), FETCH] * 100)
-    found = await sandboxes.run(SandboxJob(code=code), doors={8080: _shout, 8090: name})
-    assert found.stdout.split() == [b"HELLO", *[b"other", b"HELLO"] * 100]
-
-
-async def test_a_door_that_fails_hurts_nobody_else(sandboxes: NamespaceSandboxes) -> None:
-    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        raise RuntimeError("broken")
-
-    code = (
-        f"try:\n    {FETCH.strip().replace(chr(10), chr(10) + '    ')}\nexcept OSError as e: print('closed')"
-    )
-    found = await sandboxes.run(SandboxJob(code=code), doors={8080: broken})
-    assert found.stdout in (b"\n", b"closed\n"), found
-
-
-async def test_bytes_through_the_doors_are_counted(sandboxes: NamespaceSandboxes) -> None:
-    code = """
-import socket
-connection = socket.create_connection(("127.0.0.1", 8080))
-while True: connection.sendall(b"x" * 65536)
-"""
-
-    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(65_536):
-            pass
-
-    limits = SandboxLimits(network_bytes=2 * MIB)
-    found = await sandboxes.run(SandboxJob(code=code), limits, doors={8080: take})
-    assert found.ending == "network", found
-
-
-@pytest.mark.parametrize("port", [80, 0, 70_000])
-async def test_no_door_where_none_can_be(sandboxes: NamespaceSandboxes, port: int) -> None:
-    with pytest.raises(InputInvalidError):
-        await sandboxes.run(SandboxJob(code=FETCH), doors={port: _shout})
+@pytest.mark.parametrize("case", DOORS, ids=lambda case: case.__name__)
+async def test_doors(sandboxes: NamespaceSandboxes, case: Callable[[Sandboxes], Awaitable[None]]) -> None:
+    await case(sandboxes)
 
 
 async def test_a_zygote_that_was_killed_is_replaced(sandboxes: NamespaceSandboxes) -> None:

@@ -300,10 +300,8 @@ class FirecrackerSandboxes:
         self, job: SandboxJob, limits: SandboxLimits | None = None, *, doors: Mapping[int, Door] | None = None
     ) -> SandboxOutcome:
         """Execute a job in a fresh micro-VM (see the port)."""
-        guest_use.check(job, doors or {})
         chosen = self._limits if limits is None else narrower(self._limits, limits)
-        async with self._pool.one() as guest:
-            return await guest_use.GuestUse(guest, job, chosen, doors or {}, self.tier).outcome()
+        return await guest_use.run(self._pool, job, chosen, doors or {}, self.tier)
 
     async def close(self) -> None:
         """End every machine."""

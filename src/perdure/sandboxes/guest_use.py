@@ -18,7 +18,7 @@ from perdure.core.errors import InputInvalidError, SandboxUnavailableError
 from perdure.core.sandbox import Ending, SandboxFile, SandboxJob, SandboxLimits, SandboxOutcome, Tier
 from perdure.ports import Door
 from perdure.sandboxes import exchange
-from perdure.sandboxes.guests import Guest, built_in, read_frame
+from perdure.sandboxes.guests import Guest, Pool, built_in, read_frame
 from perdure.sandboxes.inside import frames
 
 ENTROPY_BYTES = 64
@@ -40,6 +40,20 @@ class _Told(msgspec.Struct):
     is_out_of_processes: bool = False
     stopped: Ending | Literal[""] = ""
     doors: str = ""
+
+
+async def run(
+    pool: Pool, job: SandboxJob, limits: SandboxLimits, doors: Mapping[int, Door], tier: Tier
+) -> SandboxOutcome:
+    """Execute a job in a guest of a pool.
+
+    Raises:
+        InputInvalidError: the job or its doors cannot be.
+        SandboxUnavailableError: there is no guest; nothing was executed.
+    """
+    check(job, doors)
+    async with pool.one() as guest:
+        return await GuestUse(guest, job, limits, doors, tier).outcome()
 
 
 class GuestUse:
