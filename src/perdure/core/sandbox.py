@@ -57,7 +57,9 @@ class SandboxLimits(
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if not 0 < value < LIMIT_MAX:  # also what is no number; a negative one would mean without limit
-                raise InputInvalidError(f"the limit `{name}` of sandboxes must be above zero, found {value!r:.40}")
+                raise InputInvalidError(
+                    f"the limit `{name}` of sandboxes must be above zero, found {value!r:.40}"
+                )
 
 
 class SandboxFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
