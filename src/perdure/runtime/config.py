@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.core.errors import DefinitionError
+from perdure.core.errors import DefinitionError, InputInvalidError
 from perdure.core.limits import Settings
 from perdure.core.models import Upstream
 from perdure.core.principals import Risk
@@ -71,7 +71,7 @@ def world_from(path: Path | None, environment: Mapping[str, str], secrets: Secre
     toolsets = [toolset_from(name, table, secrets) for name, table in data.get("toolsets", {}).items()]
     try:
         sandboxes = msgspec.convert(data.get("sandbox", {}), SandboxRules)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, InputInvalidError) as error:
         raise DefinitionError(f"`[sandbox]` of `{chosen}` cannot be read: {error}") from error
     try:
         resources = msgspec.convert(data.get("resources", {}), ResourceRules)

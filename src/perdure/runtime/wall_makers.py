@@ -11,7 +11,7 @@ from perdure.core.sandbox import SandboxLimits, Tier
 from perdure.ports import Sandboxes, Secrets
 from perdure.runtime.system import SystemClock
 
-PATHS = ("tools", "image")  # options that are
+PATHS = ("tools", "image", "program")  # options that are
 Make = Callable[[SandboxLimits, Mapping[str, Any]], Sandboxes]
 
 
@@ -39,9 +39,20 @@ def makers(secrets: Secrets | None = None) -> dict[str, Make]:
     def microvm(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
         if "hosts" in options:
             return _at_hosts("microvm", limits, options)
-        from perdure.sandboxes.microvm import MicrovmSandboxes
+        given = _read(options)
+        match given.pop("monitor", "qemu"):
+            case "qemu":
+                from perdure.sandboxes.microvm import MicrovmSandboxes
 
-        return MicrovmSandboxes(limits, **_read(options))
+                return MicrovmSandboxes(limits, **given)
+            case "firecracker":
+                from perdure.sandboxes.firecracker import FirecrackerSandboxes
+
+                return FirecrackerSandboxes(limits, **given)
+            case other:
+                raise DefinitionError(
+                    f"`monitor` of `[sandbox.options.microvm]` is `qemu` or `firecracker`, found `{other}`"
+                )
 
     def remote(limits: SandboxLimits, options: Mapping[str, Any]) -> Sandboxes:
         return _remote(limits, _read(options), secrets)
