@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from perdure.core.errors import DefinitionError, SandboxUnavailableError
 from perdure.core.sandbox import SandboxJob
+from perdure.ports import Sandboxes
 from perdure.runtime.config import world_from
 from perdure.runtime.examining import examine
 from perdure.runtime.secrets import LocalSecrets
@@ -15,6 +17,7 @@ from perdure.runtime.wall_makers import makers
 from perdure.runtime.walls import ConfiguredWalls, SandboxRules
 from perdure.sandboxes.hints import why_not
 from perdure.sandboxes.unwalled import UnwalledSandboxes
+from perdure.testing.conformance.sandboxes import CASES, LIMITS
 
 
 def rules(folder: Path, text: str) -> SandboxRules:
@@ -137,3 +140,14 @@ async def test_without_a_wall_code_still_has_its_limits() -> None:
     assert (found.stdout, found.tier, found.ending) == (b"42\n", "none", "ended")
     with pytest.raises(SandboxUnavailableError):
         await sandboxes.run(SandboxJob(code="1"), doors={8080: lambda _r, _w: None})  # type: ignore[dict-item, arg-type, return-value]
+
+
+# What needs a wall, or somebody on the other side of one who counts.
+NEEDS_A_WALL = {"has_no_network", "starts_from_a_clean_slate", "stops_what_goes_beyond_a_limit"}
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.__name__ not in NEEDS_A_WALL], ids=lambda case: case.__name__
+)
+async def test_conformance_without_a_wall(case: Callable[[Sandboxes], Awaitable[None]]) -> None:
+    await case(UnwalledSandboxes(LIMITS))
