@@ -21,6 +21,12 @@ SCHEMES = {"http": 80, "https": 443}
 HOST_CHARACTERS_MAX = 253
 CARRIER_NAT = ipaddress.ip_network("100.64.0.0/10")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+ISATAP = (
+    0x5EFE,
+    0x0200_5EFE,
+)  # the third quarter of an address of version 6 whose last one is an address of version 4
+# What `ipaddress` takes for global although nobody on the internet has it: site-local, 6to4 relays, documentation.
+NOWHERE = tuple(ipaddress.ip_network(text) for text in ("fec0::/10", "192.88.99.0/24", "3fff::/20"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,8 @@ async def resolve(host: str, port: int) -> list[str]:
         raise ToolUnreachableError(
             f"`{host}` cannot be resolved: {error.strerror or error}", host=host
         ) from error
+    except UnicodeError as error:  # a label that is empty or has more than 63 characters
+        raise ToolUnreachableError(f"`{host}` is no name that can be resolved", host=host) from error
     return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
@@ -108,6 +116,8 @@ def _refusal(address: Address) -> str:
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
         if inner is None and address in NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is None and (int(address) >> 32) & 0xFFFFFFFF in ISATAP:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return _refusal(inner)
     kinds = (
@@ -117,7 +127,7 @@ def _refusal(address: Address) -> str:
         ("unspecified", address.is_unspecified),
         ("shared by a carrier", address.version == 4 and address in CARRIER_NAT),
         ("private", address.is_private),
-        ("reserved", address.is_reserved),
+        ("reserved", address.is_reserved or any(address in network for network in NOWHERE)),
         ("not global", not address.is_global),
     )
     return next((name for name, is_it in kinds if is_it), "")
