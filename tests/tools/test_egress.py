@@ -414,6 +414,43 @@ def test_any_first_bytes_of_a_tunnel_are_read_or_refused(data: bytes) -> None:
         assert name is None or isinstance(name, str)
 
 
+UP = [
+    "..",
+    ".",
+    "%2e%2e",
+    "%2E.",
+    "..;",
+    "..;x=1",
+    "..%3b",
+    "%252e%252e",
+    ". .",
+    "..%20",
+    "..%00",
+    "%c0%ae%c0%ae",
+    "..%09",
+    "..%5c",
+]
+
+
+@given(
+    st.lists(st.sampled_from([*UP, "a", "b.c"]), min_size=1, max_size=4),
+    st.sampled_from(["/", "//", "%2f", "\\", "%5C"]),
+)
+def test_no_path_leads_out_of_where_it_may_be(parts: list[str], join: str) -> None:
+    path = "/v1/" + join.join(parts)
+    is_harmless = set(parts) <= {"a", "b.c"} and (join == "/" or len(parts) == 1)
+    assert EgressHost(host="a.example", paths=("/v1/",)).takes(path) == is_harmless
+    assert EgressHost(host="a.example").takes(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_taken"),
+    [("/v1/x?next=/../%2f", True), ("/v1/caf%C3%A9", True), ("/v1/a;b=1/c..d/...x", True), ("/v1", False), ("/%76%31/x", False), ("/", False)],
+)  # fmt: skip
+def test_paths_that_are_what_they_say(path: str, is_taken: bool) -> None:
+    assert EgressHost(host="a.example", paths=("/v1/",)).takes(path) == is_taken
+
+
 @given(
     st.sampled_from(["a.example", "b.a.example", "c.b.a.example", "xa.example", "a.example.org"]),
     st.integers(1, 65_535),
@@ -433,6 +470,16 @@ def test_hosts_below_a_name(host: str, port: int) -> None:
         {"host": "a", "ports": ()},
         {"host": "a", "header": "X"},
         {"host": "a", "paths": ("x",)},
+        {"host": ".."},
+        {"host": "a..b"},
+        {"host": "a.example."},
+        {"host": f"{'a' * 64}.example"},
+        {"host": "a", "methods": ("get",)},
+        {"host": "a", "header": "X\r\nEvil: 1", "secret": "secret://a"},
+        {"host": "a", "header": "Content-Length", "secret": "secret://a"},
+        {"host": "a", "header": "Host", "secret": "secret://a"},
+        {"host": "a", "header": "X", "secret": "plain"},
+        {"host": "a", "header": "X", "secret": "a\r\nb{secret://a}"},
     ],
 )
 def test_rules_that_cannot_work(made: dict[str, object]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
+from urllib.parse import unquote
 
 import msgspec
 
@@ -10,6 +12,13 @@ from perdure.core.errors import DefinitionError
 
 HOST_CHARACTERS_MAX = 253
 RULES_MAX = 1_000  # of one agent: each connection is held against all
+LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+CREDENTIAL = re.compile(r"secret://[^\s{}]+|[\x21-\x7e \t]*\{secret://[^\s{}]+\}[\x21-\x7e \t]*")
+# A rule cannot set these: they say where a message ends, where it goes, or are for the next hop alone.
+FRAMING = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect", "proxy-connection"}
+)  # fmt: skip
 
 
 class EgressHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,8 +47,7 @@ class EgressHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         name = self.host.removeprefix("*.")
-        is_fine = name and len(name) <= HOST_CHARACTERS_MAX and name.isascii() and name == name.lower()
-        if not is_fine or any(c not in "abcdefghijklmnopqrstuvwxyz0123456789-._" for c in name):
+        if len(name) > HOST_CHARACTERS_MAX or not all(LABEL.fullmatch(part) for part in name.split(".")):
             raise DefinitionError(
                 f"`{self.host:.200}` is no host of an egress rule; expected a name in lower case such as `api.example.org` or `*.example.org`"
             )
@@ -53,6 +61,23 @@ class EgressHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if any(not path.startswith("/") for path in self.paths):
             raise DefinitionError(f"the paths of the egress rule for `{self.host}` begin with `/`")
+        if wrong := [name for name in self.methods if not TOKEN.fullmatch(name) or name != name.upper()]:
+            raise DefinitionError(
+                f"the egress rule for `{self.host}` has method `{wrong[0]!r:.40}`; expected capitals such as `GET`"
+            )
+        if self.header:
+            self._check_credential()
+
+    def _check_credential(self) -> None:
+        if not TOKEN.fullmatch(self.header) or self.header.lower() in FRAMING:
+            raise DefinitionError(
+                f"the egress rule for `{self.host}` sets `{self.header!r:.80}`; expected the name of a header that carries a credential"
+            )
+        if not CREDENTIAL.fullmatch(self.secret):
+            raise DefinitionError(
+                f"the `secret` of the egress rule for `{self.host}` names none; expected `secret://name`, or a text with one such as "
+                "`Bearer {secret://name}`"
+            )
 
     def covers(self, host: str, port: int) -> bool:
         """Whether it is about this host and port; ``host`` is in lower case, without a dot at its end."""
@@ -61,6 +86,20 @@ class EgressHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if self.host.startswith("*."):
             return host.endswith(self.host[1:]) and len(host) > len(self.host) - 1
         return host == self.host
+
+    def takes(self, path: str) -> bool:
+        """Whether a path (and query) is among those that it may have; where it is limited, only paths that all servers read alike."""
+        return not self.paths or (is_plain(path) and path.startswith(self.paths))
+
+
+def is_plain(path: str) -> bool:
+    """Whether every server reads this path alike: nothing in it goes up, however it is written, and nothing hides by encoding."""
+    written = path.partition("?")[0]
+    text = unquote(written, errors="replace")
+    if "%2f" in written.lower() or "//" in text or any(c in "%\\\ufffd" or not c.isprintable() for c in text):
+        return False
+    names = [part.partition(";")[0] for part in text.split("/")]  # some servers take `..;` for `..`
+    return not any(name and not name.strip(". ") for name in names)
 
 
 class EgressRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
