@@ -72,7 +72,7 @@ class Redactor:
 
 
 def _pattern_of(values: tuple[str, ...]) -> re.Pattern[bytes] | None:
-    forms = {form for value in values for form in _forms(value)}
+    forms = {form for value in values for form in forms_of(value)}
     if not forms:
         return None
     return re.compile(
@@ -80,7 +80,7 @@ def _pattern_of(values: tuple[str, ...]) -> re.Pattern[bytes] | None:
     )
 
 
-def _forms(value: str) -> Iterator[bytes]:
+def forms_of(value: str) -> Iterator[bytes]:
     """A value plain, within JSON (once and twice), URL-encoded, as hexadecimal digits, and in base64 at every place."""
     data = value.encode()
     yield data

@@ -18,6 +18,7 @@ from perdure.core.errors import AddressRefusedError, PerdureError
 from perdure.ports import Secrets
 from perdure.tools.addresses import Resolve, check_url, resolve
 from perdure.tools.egress_head import HEAD_BYTES_MAX, Head, HeadError, read_head, server_name
+from perdure.tools.egress_mask import UNMASKABLE, Mask
 
 HEAD_S = 10.0  # until a head, or the first bytes of a tunnel, is whole
 CONNECT_S = 10.0
@@ -199,18 +200,16 @@ class EgressProxy:
         far = await _open(address, self._port(head, rule), trust, head.host)
         try:
             path = head.path
-            lines = [f"{head.method} {path} HTTP/1.1".encode()]
-            drop = rule.header.lower().encode()
-            lines += [name + b": " + text for name, text in head.headers if name != drop]
+            lines = [f"{head.method} {path} HTTP/1.1".encode(), *_headers(head, rule.header)]
             if value:
-                lines.append(rule.header.encode() + b": " + value.encode())
+                lines += [rule.header.encode() + b": " + value.encode(), b"accept-encoding: identity"]
             far[1].write(b"\r\n".join([*lines, b"connection: close", b"", b""]))
             async for part in _body(head, reader):
                 far[1].write(part)
                 counted[0] += len(part)
                 await far[1].drain()
             await far[1].drain()
-            mask = _Mask(secret)
+            mask = Mask(secret)
             while True:
                 async with asyncio.timeout(IDLE_S):
                     data = await far[0].read(READ_BYTES)
@@ -252,6 +251,12 @@ class EgressProxy:
 def replace_note(note: EgressNote, **changes: object) -> EgressNote:
     """The note with these fields changed."""
     return msgspec.structs.replace(note, **changes)
+
+
+def _headers(head: Head, own: str) -> list[bytes]:
+    """The lines that go on; those that a server could take for the proxy's own, such as ``x_key`` for ``x-key``, do not."""
+    drop = {own.lower().replace("_", "-").encode(), *UNMASKABLE} if own else set()
+    return [name + b": " + text for name, text in head.headers if name.replace(b"_", b"-") not in drop]
 
 
 async def _open(
@@ -331,25 +336,3 @@ async def _both(near: tuple[Reader, Writer], far: tuple[Reader, Writer], counted
         for way in ways:
             way.cancel()
         await asyncio.gather(*ways, return_exceptions=True)
-
-
-class _Mask:
-    """Takes a secret out of a stream; what replaces it is as long, so that lengths stay true."""
-
-    def __init__(self, secret: str) -> None:
-        self._secret = secret.encode()
-        self._held = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """What may go on."""
-        if not self._secret:
-            return data
-        whole = (self._held + data).replace(self._secret, b"*" * len(self._secret))
-        keep = len(self._secret) - 1
-        self._held = whole[len(whole) - keep :] if keep else b""
-        return whole[: len(whole) - keep] if keep else whole
-
-    def end(self) -> bytes:
-        """The rest."""
-        rest, self._held = self._held, b""
-        return rest
