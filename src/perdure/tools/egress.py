@@ -24,8 +24,10 @@ HEAD_S = 10.0  # until a head, or the first bytes of a tunnel, is whole
 CONNECT_S = 10.0
 IDLE_S = 60.0  # nothing either way
 TOTAL_S = 600.0  # of one connection
+ATTEMPTS_MAX = (
+    1_000  # of one use of a sandbox: each is a record or two, which code could otherwise write without end
+)
 READ_BYTES = 65_536
-CHUNK_LINE_MAX = 18  # a size of up to 16 hexadecimal digits, and the line's end
 REFERENCE = re.compile(r"\{(secret://[^{}]+)\}")
 Note = Callable[[EgressNote], Awaitable[None]]
 Reader = asyncio.StreamReader
@@ -38,6 +40,7 @@ class _RefusedError(Exception):
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
+        self.is_noted = False
 
 
 class EgressProxy:
@@ -65,10 +68,13 @@ class EgressProxy:
         self._secrets = secrets
         self._resolver = resolver
         self._trust = trust
+        self._attempts = 0
 
     async def serve(self, reader: Reader, writer: Writer) -> None:
         """One connection out of a sandbox, to its end."""
         noted = EgressNote(host="", port=0, method="", verdict="deny")
+        self._attempts += 1
+        attempt = self._attempts
         try:
             async with asyncio.timeout(TOTAL_S):
                 try:
@@ -79,12 +85,17 @@ class EgressProxy:
                         "egress-malformed", f"the head is longer than {HEAD_BYTES_MAX} bytes"
                     ) from error
                 noted = replace_note(noted, host=head.host, port=head.port, method=head.method)
+                if attempt > ATTEMPTS_MAX:
+                    raise _RefusedError(
+                        "egress-attempts",
+                        f"one use makes at most {ATTEMPTS_MAX} requests; ask for less, or in another use",
+                    )
                 await self._judged(head, reader, writer, noted)
         except HeadError as error:
-            await self._refuse(writer, noted, _RefusedError("egress-malformed", str(error)))
+            await self._refuse(writer, noted, _RefusedError("egress-malformed", str(error)), attempt)
         except _RefusedError as refusal:
-            await self._refuse(writer, noted, refusal)
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
+            await self._refuse(writer, noted, refusal, attempt)
+        except (OSError, TimeoutError, EOFError):
             pass  # whoever asked has gone, or never came to the point
         finally:
             writer.close()
@@ -100,19 +111,21 @@ class EgressProxy:
                 "egress-unrecorded", "the attempt could not be recorded, so it was not made"
             ) from error
         counted = [0, 0]
-        code = "ended"
+        code = "egress-cut"  # unless it comes to an end of its own
         try:
             if head.method == "CONNECT":
                 await self._tunnel(head, address, reader, writer, counted)
             else:
                 await self._request(head, rule, address, reader, writer, counted)
+            code = "ended"
         except _RefusedError as refusal:
-            code = refusal.code
+            code, refusal.is_noted = refusal.code, True
             raise
-        except HeadError:
-            code = "egress-malformed"
-            raise
-        except (ConnectionError, TimeoutError):
+        except HeadError as error:
+            malformed = _RefusedError("egress-malformed", str(error))
+            code, malformed.is_noted = malformed.code, True
+            raise malformed from error
+        except (OSError, TimeoutError, EOFError):
             code = "egress-broken"
             raise
         finally:
@@ -237,8 +250,8 @@ class EgressProxy:
             raise _RefusedError("egress-secret", f"the credential for `{rule.host}` is no value of a header")
         return secret, rule.secret.replace(found[0], secret) if found else secret
 
-    async def _refuse(self, writer: Writer, noted: EgressNote, refusal: _RefusedError) -> None:
-        if noted.verdict == "deny":
+    async def _refuse(self, writer: Writer, noted: EgressNote, refusal: _RefusedError, attempt: int) -> None:
+        if not refusal.is_noted and attempt <= ATTEMPTS_MAX + 1:  # the last one says that there were more
             with contextlib.suppress(PerdureError):
                 await self._note(replace_note(noted, code=refusal.code))
         body = msgspec.json.encode({"error": {"code": refusal.code, "message": str(refusal)}})
@@ -289,7 +302,7 @@ async def _body(head: Head, reader: Reader) -> AsyncIterator[bytes]:
         return
     while True:
         async with asyncio.timeout(IDLE_S):
-            line = await reader.readuntil(b"\r\n")
+            line = await _line(reader)
         if not re.fullmatch(rb"[0-9a-fA-F]{1,16}\r\n", line):
             raise HeadError("a chunk has no plain size")
         size = int(line, 16)
@@ -309,6 +322,13 @@ async def _body(head: Head, reader: Reader) -> AsyncIterator[bytes]:
         if await reader.readexactly(2) != b"\r\n":
             raise HeadError("a chunk does not end where it says")
         yield b"\r\n"
+
+
+async def _line(reader: Reader) -> bytes:
+    try:
+        return await reader.readuntil(b"\r\n")
+    except asyncio.LimitOverrunError as error:
+        raise HeadError("a chunk has no plain size") from error
 
 
 async def _both(near: tuple[Reader, Writer], far: tuple[Reader, Writer], counted: list[int]) -> None:

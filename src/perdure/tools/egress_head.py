@@ -173,12 +173,15 @@ def _named(hello: bytes) -> str:
     at += 2
     if end > len(hello):
         raise HeadError("the ClientHello in the tunnel is not whole")
+    names: list[str] = []
     while at + 4 <= end:
         kind, size = int.from_bytes(hello[at : at + 2]), int.from_bytes(hello[at + 2 : at + 4])
         body = hello[at + 4 : at + 4 + size]
         if kind == 0:
             if len(body) < 5 or body[2] != 0 or int.from_bytes(body[3:5]) + 5 != len(body):
                 raise HeadError("the ClientHello in the tunnel names more than one server")
-            return body[5:].decode("ascii", errors="replace").lower().rstrip(".")
+            names.append(body[5:].decode("ascii", errors="replace").lower().rstrip("."))
         at += 4 + size
-    raise HeadError("the ClientHello in the tunnel names no server (SNI)")
+    if len(names) != 1:
+        raise HeadError("the ClientHello in the tunnel names no server (SNI), or two")
+    return names[0]
