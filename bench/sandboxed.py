@@ -12,6 +12,7 @@ PARTS = {
     "bench.sandboxes": "fresh sandboxes of namespaces beside a bare interpreter",
     "bench.sandbox_vms": "gVisor and micro-VMs",
     "bench.hosts": "a sandbox host on loopback beside a local pool",
+    "bench.egress": "the egress proxy beside a direct connection",
     "bench.isolated": "agent code in worker processes",
 }
 

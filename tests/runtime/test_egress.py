@@ -11,6 +11,7 @@ import pytest
 from perdure import Run, Runtime, agent
 from perdure.core.egress import EgressHost, EgressRules
 from perdure.core.errors import SandboxUnavailableError
+from perdure.core.sandbox import MIB, SandboxLimits
 from perdure.runtime.config import world_from
 from perdure.runtime.secrets import LocalSecrets
 from perdure.runtime.walls import SandboxRules
@@ -73,6 +74,34 @@ async def test_who_may_reach_what(tmp_path: Path) -> None:
         assert said[1].refs["received"] != "0"
         refused = [leaf.record for leaf in runtime.audit.records(run=two.id) if leaf.record.kind == "egress"]
         assert [(record.verdict, record.codes) for record in refused] == [("deny", ("egress-host",))]
+    server.close()
+
+
+async def test_bytes_are_counted_and_the_record_says_that_it_was_cut(tmp_path: Path) -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            while True:
+                writer.write(bytes(65_536))
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    rules = SandboxRules(
+        limits=SandboxLimits(network_bytes=MIB),
+        egress={"*": EgressRules(allow=(EgressHost(host="localhost", ports=(port,), private=True),))},
+    )
+    async with Runtime.open(tmp_path / "d", agents=[other], sandboxes=rules) as runtime:
+        run = await runtime.start("other", {"code": FETCH % port})
+        assert (await run.result(60))["ending"] == "network"
+        said = [leaf.record for leaf in runtime.audit.records(run=run.id) if leaf.record.kind == "egress"]
+        assert [(record.state, record.codes) for record in said] == [("", ()), ("ended", ("egress-cut",))]
+        assert int(said[1].refs["received"]) < 4 * MIB
     server.close()
 
 
