@@ -128,10 +128,16 @@ def test_why_there_are_no_namespaces(tmp_path: Path) -> None:
         place = tmp_path / name.replace("/", "-") / name
         place.parent.mkdir(parents=True)
         place.write_text(value)
-        assert said in why_not("no", sysctls=place.parents[1], containers=())
+        assert said in why_not("Operation not permitted", sysctls=place.parents[1], containers=())
     (tmp_path / "container").touch()
-    assert "seccomp=unconfined" in why_not("no", sysctls=tmp_path, containers=(str(tmp_path / "container"),))
-    assert why_not("no", sysctls=tmp_path, containers=()) == "no"
+    assert "seccomp=unconfined" in why_not(
+        "Permission denied", sysctls=tmp_path, containers=(str(tmp_path / "container"),)
+    )
+    assert why_not("Permission denied", sysctls=tmp_path, containers=()) == "Permission denied"
+    assert (
+        why_not("it was killed", sysctls=tmp_path, containers=(str(tmp_path / "container"),))
+        == "it was killed"
+    )
 
 
 async def test_without_a_wall_code_still_has_its_limits() -> None:

@@ -13,6 +13,13 @@ SYSCTLS = {
         "a profile with `userns,`, or `sysctl kernel.apparmor_restrict_unprivileged_userns=0`",
     ),
 }  # fmt: skip
+REFUSALS = (
+    "not permitted",
+    "denied",
+    "No space left",
+    "Invalid argument",
+    "Too many users",
+)  # what a kernel says that forbids them
 CONTAINERS = ("/.dockerenv", "/run/.containerenv")
 
 
@@ -24,6 +31,8 @@ def why_not(said: str, *, sysctls: Path = Path("/proc/sys"), containers: tuple[s
         sysctls: where the kernel's settings are read.
         containers: files that only a container has.
     """
+    if not any(words in said for words in REFUSALS):
+        return said
     for name, (value, hint) in SYSCTLS.items():
         try:
             if (sysctls / name).read_text().strip() == value:

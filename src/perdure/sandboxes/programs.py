@@ -159,17 +159,23 @@ class Walled:
     async def stand(self) -> None:
         """Wait until the wall stands, and let the program begin (see the port)."""
         self._let_go()
-        data, found = await self._answer()
+        try:
+            data, found = await self._answer()
+            if not data:  # killed, as any program may be: how it ended says its exit code
+                return
+        except TimeoutError:
+            data, found = b"Eit took too long", []
         if data[:1] != b"R" or len(found) != len(self._doors.ports):
             for descriptor in found:
                 os.close(descriptor)
             text = data[1:].decode(errors="replace").strip().rsplit("\n", 1)[-1]
             raise SandboxUnavailableError(
-                f"the wall around the program could not be built: {why_not(text or 'it ended at once')}; `perdure sandbox doctor` says "
+                f"the wall around the program could not be built: {why_not(text)}; `perdure sandbox doctor` says "
                 'what is missing, and `programs = "process"` in `[sandbox]` runs programs without a wall'
             )
         await self._doors.serve(found)
-        self._control.send(b"G")
+        with contextlib.suppress(ConnectionError):
+            self._control.send(b"G")
 
     @property
     def breach(self) -> str:
@@ -183,8 +189,11 @@ class Walled:
     async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a port that the program listens on (see the port)."""
         async with self._connecting:
-            self._control.send(str(port).encode())
-            data, found = await self._answer()
+            try:
+                self._control.send(str(port).encode())
+                data, found = await self._answer()
+            except TimeoutError:
+                data, found = b"", []
         if data != b"C" or len(found) != 1:
             raise ConnectionRefusedError(f"the program does not listen on port {port}")
         return await asyncio.open_connection(sock=socket.socket(fileno=found[0]))
@@ -195,8 +204,6 @@ class Walled:
         try:
             async with asyncio.timeout(READY_S):
                 await ready.wait()
-        except TimeoutError:
-            return b"", []
         finally:
             loop.remove_reader(self._control)
         try:
