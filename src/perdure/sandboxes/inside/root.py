@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import linux
 from root_files import FILES
@@ -30,6 +30,7 @@ def build(
     disk_bytes: int = 0,
     owners: int = -1,
     devices: Sequence[str] = (),
+    finish: Callable[[], None] = lambda: None,
 ) -> None:
     """Make the root of this mount namespace and move into it.
 
@@ -39,6 +40,7 @@ def build(
         disk_bytes: of ``/tmp``, where that is to be writable.
         owners: as whose the files beside the system's are shown, where their file system knows how to (``linux.owned_by``).
         devices: further devices, such as ``/dev/kvm``.
+        finish: called last, while the host is still seen at ``OLD`` and the new root is at ``NEW``.
     """
     programs = _programs()
     shown = {path: os.path.realpath(path) for path in ("/usr", *programs, *read_only)}
@@ -71,6 +73,7 @@ def build(
         linux.mount(None, NEW + path, None, linux.REMOUNT | linux.BIND | linux.NO_SETUID | linux.NO_DEVICES)
     _make_etc()
     _make_devices(devices)
+    finish()
     # A user namespace may mount proc only while a whole one can be seen, so before the old root goes.
     linux.mount(
         "proc",

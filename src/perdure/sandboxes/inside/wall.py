@@ -18,7 +18,6 @@ import root
 
 UID = 1000  # inside, for an ordinary user; outside it is that user
 NOBODY = 65_534  # who a program becomes that root starts
-PLACE = "/sys"  # covered by a mount that nobody else sees; nothing below it is shown
 KINDS = linux.NEW_MOUNTS | linux.NEW_PIDS | linux.NEW_IPC | linux.NEW_HOSTNAME | linux.NEW_CGROUP
 NETWORK = (
     "resolv.conf",
@@ -61,32 +60,21 @@ def main() -> None:
 
 def build(config: dict[str, Any]) -> None:
     """Make the root and move into it."""
-    linux.mount(None, "/", None, linux.RECURSIVE | linux.PRIVATE)
-    linux.mount("tmpfs", PLACE, "tmpfs", QUIET, "mode=755,size=4m")
-    new = f"{PLACE}/new"
-    os.mkdir(new)
-    linux.mount("tmpfs", new, "tmpfs", QUIET, "mode=755,size=4m")
-    for name in ("usr", "proc", "dev", "tmp", "etc", "run", "sys"):
-        os.mkdir(f"{new}/{name}")
-    size = config["disk_bytes"]
-    linux.mount("tmpfs", f"{new}/tmp", "tmpfs", QUIET, f"mode=1777,size={size},nr_inodes=65536")
     socket = os.path.dirname(os.environ["PERDURE_WORKER_SOCKET"])
-    root._show_programs(new, [*config["read_only"], socket])
-    mark = os.environ.get("PERDURE_WORKER_MARK")
-    if mark is not None:
-        linux.mount(mark, new + mark, None, linux.BIND)
-    for path in config["hidden"]:
-        _hide(new + path)
-    root._make_etc(new)
-    for name in NETWORK:
-        if os.path.isfile(f"/etc/{name}"):
-            open(f"{new}/etc/{name}", "a").close()
-            linux.bind_read_only(os.path.realpath(f"/etc/{name}"), f"{new}/etc/{name}")
-    root._make_devices(new)
-    # A user namespace may mount proc only while a whole one can be seen, so before the old root goes.
-    linux.mount("proc", f"{new}/proc", "proc", QUIET | linux.NO_EXECUTION)
-    linux.pivot(new)
-    linux.mount(None, "/", None, linux.REMOUNT | linux.BIND | linux.READ_ONLY | QUIET)
+    network = {name: os.path.realpath(f"/etc/{name}") for name in NETWORK if os.path.isfile(f"/etc/{name}")}
+
+    def finish() -> None:
+        mark = os.environ.get("PERDURE_WORKER_MARK")
+        if mark is not None:
+            linux.mount(root.OLD + mark, root.NEW + mark, None, linux.BIND)
+        for path in config["hidden"]:
+            _hide(root.NEW + path)
+        for name, source in network.items():
+            open(f"{root.NEW}/etc/{name}", "a").close()
+            linux.bind_read_only(root.OLD + source, f"{root.NEW}/etc/{name}")
+
+    os.umask(0o022)
+    root.build([*config["read_only"], socket], disk_bytes=config["disk_bytes"], finish=finish)
 
 
 def _hide(path: str) -> None:
@@ -94,7 +82,7 @@ def _hide(path: str) -> None:
     if os.path.isdir(path):
         linux.mount("tmpfs", path, "tmpfs", QUIET | linux.READ_ONLY, "mode=000,size=4k")
     elif os.path.exists(path):
-        linux.mount("/dev/null", path, None, linux.BIND)
+        linux.mount(root.OLD + "/dev/null", path, None, linux.BIND)
 
 
 main()
